@@ -1,0 +1,43 @@
+"""Which rotary position pairs of a language model carry anything, and what happens when they are turned down.
+
+Public names load on first use, so that importing this package loads neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ropescope.corpora import token_windows as token_windows
+    from ropescope.entropy import sequence_fe as sequence_fe
+    from ropescope.entropy import spectrum_fe as spectrum_fe
+    from ropescope.entropy import white_noise_entropy as white_noise_entropy
+    from ropescope.measurement import measure as measure
+    from ropescope.models import load_model as load_model
+    from ropescope.probing import probe as probe
+    from ropescope.results import load as load
+    from ropescope.results import save as save
+
+_HOME = {
+    "load_model": "models",
+    "token_windows": "corpora",
+    "probe": "probing",
+    "measure": "measurement",
+    "save": "results",
+    "load": "results",
+    "spectrum_fe": "entropy",
+    "sequence_fe": "entropy",
+    "white_noise_entropy": "entropy",
+}
+__all__ = list(_HOME)
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

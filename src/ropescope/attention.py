@@ -1,0 +1,169 @@
+"""The one seam into transformers: see or replace q and k where attention receives them, and put everything back.
+
+transformers calls every attention by a name in the model's config. Inside :func:`intercepted` the model's decoder
+carries a name of our own, registered with the mask function of the implementation that it had (without one the causal
+mask is silently dropped). Our function calls the handler and then delegates to that implementation. On exit the name
+is gone and every config is as it was; other models in the process never see it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ropescope.errors import ModelError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import PretrainedConfig, PreTrainedModel
+
+_serial = itertools.count()
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionCall:
+    """What one attention layer is about to use.
+
+    Parameters
+    ----------
+    layer
+        Index of the layer in the model.
+    query
+        Shape (batch, head, position, head_dim), after every bias, norm, rotation and scaling before the dot product.
+    key
+        Shape (batch, kv_head, key position, head_dim), not expanded to the query heads; with a cache it holds all
+        positions so far.
+    arguments
+        Whatever else the model passes to its attention (position ids, sliding window, soft cap, ...).
+    """
+
+    layer: int
+    query: Tensor
+    key: Tensor
+    arguments: dict[str, Any]
+
+
+Handler = Callable[[AttentionCall], "tuple[Tensor, Tensor] | None"]
+
+
+@contextmanager
+def intercepted(model: PreTrainedModel, handler: Handler) -> Iterator[None]:
+    """Call `handler` at every attention of the model's decoder while the context is open.
+
+    Parameters
+    ----------
+    model
+        Any transformers model whose attention goes through the attention interface.
+    handler
+        Gets an :class:`AttentionCall`; returns None to observe, or a (query, key) of the same shapes to use instead.
+
+    Raises
+    ------
+    ModelError
+        If the model does not call attention through the interface (Falcon, GPT-J, Bloom, MPT).
+
+    Examples
+    --------
+    >>> norms = {}
+    >>> def observe(call):
+    ...     norms[call.layer] = call.query.norm()
+    >>> with intercepted(model, observe):  # doctest: +SKIP
+    ...     model(input_ids)
+    """
+    decoder = model.get_decoder()
+    _check_goes_through_seam(decoder)
+    previous = {id(config): (config, config._attn_implementation) for config in _attention_configs(decoder)}
+    names: dict[str | None, str] = {}
+    try:
+        for config, implementation in previous.values():
+            if implementation not in names:
+                names[implementation] = _register(implementation, handler)
+            config._attn_implementation_internal = names[implementation]
+        yield
+    finally:
+        for config, implementation in previous.values():
+            config._attn_implementation_internal = implementation
+        for name in names.values():
+            _unregister(name)
+
+
+def _check_goes_through_seam(decoder: nn.Module) -> None:
+    classes = {type(module) for module in decoder.modules() if getattr(module, "layer_idx", None) is not None}
+    if not any(hasattr(sys.modules[cls.__module__], "ALL_ATTENTION_FUNCTIONS") for cls in classes):
+        raise ModelError(
+            f"{type(decoder).__name__} does not call attention through transformers' attention interface, so its "
+            "queries and keys cannot be seen; use a model that does (Llama, Qwen, Gemma, Mistral, GPT-NeoX, Phi, ...)"
+        )
+
+
+def _attention_configs(decoder: nn.Module) -> list[PretrainedConfig]:
+    configs = {id(c): c for m in decoder.modules() if hasattr(c := getattr(m, "config", None), "_attn_implementation")}
+    return list(configs.values())
+
+
+def _register(implementation: str | None, handler: Handler) -> str:
+    """Enter a name for our function and for the mask function of `implementation`."""
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    # The implementation's own name stays inside ours: transformers looks for "flash" in it.
+    name = f"ropescope-{next(_serial)}-{implementation}"
+
+    def attend(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **arguments: Any
+    ) -> Any:
+        call = AttentionCall(_layer_index(module), query, key, {"attention_mask": attention_mask, **arguments})
+        replaced = handler(call)
+        if replaced is not None:
+            query, key = replaced
+        with _carrying(module.config, implementation):
+            original = _implementation_of(module, implementation)
+            return original(module, query, key, value, attention_mask, **arguments)
+
+    ALL_ATTENTION_FUNCTIONS.register(name, attend)
+    masks = ALL_MASK_ATTENTION_FUNCTIONS._global_mapping
+    if implementation in masks:
+        ALL_MASK_ATTENTION_FUNCTIONS.register(name, masks[implementation])
+    return name
+
+
+def _unregister(name: str) -> None:
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    ALL_ATTENTION_FUNCTIONS._global_mapping.pop(name, None)
+    ALL_MASK_ATTENTION_FUNCTIONS._global_mapping.pop(name, None)
+
+
+def _layer_index(module: nn.Module) -> int:
+    layer = getattr(module, "layer_idx", None)
+    if layer is None:
+        raise ModelError(f"{type(module).__name__} has no layer_idx, so its queries and keys cannot be placed")
+    return int(layer)
+
+
+@contextmanager
+def _carrying(config: Any, implementation: str | None) -> Iterator[None]:
+    """Some implementations (flash) read their own name from the config while they run."""
+    ours = config._attn_implementation
+    config._attn_implementation_internal = implementation
+    try:
+        yield
+    finally:
+        config._attn_implementation_internal = ours
+
+
+def _implementation_of(module: nn.Module, implementation: str | None) -> Callable[..., Any]:
+    """The function that the module would have called; "eager" is a function of the module's own file."""
+    for cls in type(module).__mro__:
+        source = sys.modules[cls.__module__]
+        if hasattr(source, "ALL_ATTENTION_FUNCTIONS"):
+            eager = getattr(source, "eager_attention_forward", None)
+            found: Callable[..., Any] | None = source.ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager)
+            if found is not None:
+                return found
+    raise ModelError(f"{type(module).__name__} runs {implementation!r} attention, but its file does not define it")

@@ -1,0 +1,250 @@
+"""A result in numbers and words: how many pairs are bands, outliers or periodic, and which bands stand out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import xarray as xr
+
+from ropescope.axes import HEAD_AXIS, LAYER, PAIR, SEQUENCE, STREAMS
+from ropescope.errors import InputError
+from ropescope.results import mean_over_sequences, stream_data, wavelength
+
+BAND = 0.2
+OUTLIER = 0.4
+PERIODIC = 0.6
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How many pairs of a stream each selection holds.
+
+    Parameters
+    ----------
+    pairs : int
+        Pairs that the model has; padding is left out.
+    bands, outliers, periodic : int
+        Pairs with SpectrumFE < 0.2, SpectrumFE > 0.4 and SequenceFE < 0.6, mean over sequences.
+    undefined_spectrum, undefined_sequence : int
+        Pairs without a SpectrumFE (silent) and without a SequenceFE (silent or flat) in every sequence.
+    """
+
+    pairs: int
+    bands: int
+    outliers: int
+    periodic: int
+    undefined_spectrum: int
+    undefined_sequence: int
+
+
+@dataclass(frozen=True)
+class Band:
+    """Neighbouring pairs of one head that all have SpectrumFE < 0.2: norms that stay steady along the sequence.
+
+    Parameters
+    ----------
+    layer, head : int
+        Model layer, and query head or key head.
+    first_pair, last_pair : int
+        The run of pairs, both ends included.
+    spectrum_fe : float
+        Lowest SpectrumFE in the run, mean over sequences, 0 to 0.2.
+    relative_norm : float
+        Mean norm in the run over the mean norm of the head's pairs; above 1 is louder than the head.
+    shortest_wavelength, longest_wavelength : float
+        Tokens in one turn of the fastest and slowest pair of the run; infinite where nothing turns.
+    """
+
+    layer: int
+    head: int
+    first_pair: int
+    last_pair: int
+    spectrum_fe: float
+    relative_norm: float
+    shortest_wavelength: float
+    longest_wavelength: float
+
+
+def counts(result: xr.DataTree, stream: str = "query") -> Counts:
+    """Count the pairs in each of the paper's selections, on the mean over sequences.
+
+    A pair without a value is in no selection. A place without a mean norm is padding, not a pair.
+
+    Parameters
+    ----------
+    result : xarray.DataTree
+    stream : {"query", "key"}
+
+    Returns
+    -------
+    Counts
+
+    Raises
+    ------
+    InputError
+        ``stream`` is neither.
+
+    References
+    ----------
+    Frequency Entropy paper, section 4.
+    """
+    mean = mean_over_sequences(stream_data(result, stream))
+    present = mean["mean_norm"].notnull()
+    spectrum, sequence = mean["spectrum_fe"], mean["sequence_fe"]
+    return Counts(
+        pairs=int(present.sum()),
+        bands=int((present & (spectrum < BAND)).sum()),
+        outliers=int((present & (spectrum > OUTLIER)).sum()),
+        periodic=int((present & (sequence < PERIODIC)).sum()),
+        undefined_spectrum=int((present & spectrum.isnull()).sum()),
+        undefined_sequence=int((present & sequence.isnull()).sum()),
+    )
+
+
+def bands(result: xr.DataTree, stream: str = "query") -> list[Band]:
+    """List the bands of a stream, strongest first.
+
+    A band is a run of neighbouring pairs in one head with SpectrumFE < 0.2, mean over sequences. Strength is
+    ``relative_norm``, ties by lower SpectrumFE: SpectrumFE ignores scale, so a pair that is steady but hardly there
+    scores as low as one that carries the head, and what the paper calls a band is persistently loud.
+
+    Parameters
+    ----------
+    result : xarray.DataTree
+    stream : {"query", "key"}
+
+    Returns
+    -------
+    list of Band
+
+    Raises
+    ------
+    InputError
+        ``stream`` is neither.
+
+    References
+    ----------
+    Frequency Entropy paper, section 3.4, observation 1.
+    """
+    mean = mean_over_sequences(stream_data(result, stream))
+    turns = wavelength(result)
+    found = [
+        band
+        for layer in mean[LAYER].values.tolist()
+        for head in mean[HEAD_AXIS[stream]].values.tolist()
+        for band in _head_bands(layer, head, mean.sel({LAYER: layer, HEAD_AXIS[stream]: head}), turns.sel(layer=layer))
+    ]
+    return sorted(found, key=lambda band: (-band.relative_norm, band.spectrum_fe))
+
+
+def summary_text(result: xr.DataTree, strongest: int = 5) -> str:
+    """Tell a result as plain text: counts of each selection, then the strongest bands, per stream.
+
+    Parameters
+    ----------
+    result : xarray.DataTree
+    strongest : int
+        Bands listed per stream, at least 0.
+
+    Returns
+    -------
+    str
+        Lines of ASCII without a newline at the end.
+
+    Raises
+    ------
+    InputError
+        ``strongest`` is negative.
+    """
+    if strongest < 0:
+        raise InputError(f"got strongest={strongest}; the number of bands to list must be 0 or more")
+    return "\n\n".join(
+        "\n".join([*_counts_lines(result, stream), *_bands_lines(result, stream, strongest)]) for stream in STREAMS
+    )
+
+
+def format_tokens(tokens: float) -> str:
+    """Write a wavelength in at most two or three digits: 6.3, 63, 628, 3.5k, 63k, 1.2M, inf.
+
+    Parameters
+    ----------
+    tokens : float
+        Positive, may be infinite.
+    """
+    if math.isinf(tokens):
+        return "inf"
+    steps = ((1e6, "M"), (1e3, "k"), (0.0, ""))
+    scale, suffix = next(step for step in steps if float(f"{tokens:.3g}") >= step[0])
+    scaled = tokens / max(scale, 1.0)
+    return (f"{scaled:.1f}" if scaled < 9.95 else f"{scaled:.0f}") + suffix
+
+
+def _head_bands(layer: int, head: int, data: xr.Dataset, turns: xr.DataArray) -> Iterator[Band]:
+    spectrum, norm, pair = data["spectrum_fe"].values, data["mean_norm"].values, data[PAIR].values
+    for run in _runs(spectrum < BAND):
+        yield Band(
+            layer=layer,
+            head=head,
+            first_pair=int(pair[run[0]]),
+            last_pair=int(pair[run[-1]]),
+            spectrum_fe=float(spectrum[run].min()),
+            relative_norm=float(norm[run].mean() / np.nanmean(norm)),
+            shortest_wavelength=float(turns.values[run].min()),
+            longest_wavelength=float(turns.values[run].max()),
+        )
+
+
+def _runs(selected: np.ndarray) -> list[np.ndarray]:
+    places = np.flatnonzero(selected)
+    return [run for run in np.split(places, np.flatnonzero(np.diff(places) > 1) + 1) if run.size]
+
+
+def _counts_lines(result: xr.DataTree, stream: str) -> list[str]:
+    total = counts(result, stream)
+    sizes = stream_data(result, stream).sizes
+    rows = [
+        ("bands", f"SpectrumFE < {BAND}", total.bands),
+        ("outliers", f"SpectrumFE > {OUTLIER}", total.outliers),
+        ("periodic", f"SequenceFE < {PERIODIC}", total.periodic),
+        ("undefined", "SpectrumFE", total.undefined_spectrum),
+        ("undefined", "SequenceFE", total.undefined_sequence),
+    ]
+    title = (
+        f"{stream}: {total.pairs} pairs in {sizes[LAYER]} layers x {sizes[HEAD_AXIS[stream]]} heads, "
+        f"mean over {sizes[SEQUENCE]} sequence{'s' if sizes[SEQUENCE] > 1 else ''}"
+    )
+    return [title, *(f"  {name:<11}{rule:<18}{n:>8}{n / max(total.pairs, 1):>8.1%}" for name, rule, n in rows)]
+
+
+def _bands_lines(result: xr.DataTree, stream: str, strongest: int) -> list[str]:
+    if not strongest:
+        return []
+    listed = bands(result, stream)[:strongest]
+    if not listed:
+        return ["  no bands"]
+    header = ("layer", "head", "pairs", "wavelength (tokens)", "SpectrumFE", "norm / head mean")
+    return ["  strongest bands", *_table(header, [_band_row(band) for band in listed])]
+
+
+def _band_row(band: Band) -> tuple[str, ...]:
+    return (
+        str(band.layer),
+        str(band.head),
+        _span(str(band.first_pair), str(band.last_pair)),
+        _span(format_tokens(band.shortest_wavelength), format_tokens(band.longest_wavelength)),
+        f"{band.spectrum_fe:.3f}",
+        f"{band.relative_norm:.2f}",
+    )
+
+
+def _span(first: str, last: str) -> str:
+    return first if first == last else f"{first}-{last}"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(cell) for cell in column) for column in zip(header, *rows, strict=True)]
+    lines = [header, *rows]
+    return ["  " + "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
