@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +12,6 @@ import xarray as xr
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
 
 from ropescope.axes import HEAD_AXIS, LAYER, PAIR, POSITION, SEQUENCE
 from ropescope.errors import InputError
@@ -36,6 +36,7 @@ LABELS = {SPECTRUM: "SpectrumFE", SEQUENCE_FE: "SequenceFE"}
 THRESHOLDS = {SPECTRUM: (("bands <", BAND), ("outliers >", OUTLIER)), SEQUENCE_FE: (("periodic <", PERIODIC),)}
 STREAM_NAMES = {"query": "queries", "key": "keys"}
 HEAD_NAMES = {"query": "query head", "key": "key head"}
+LOWEST = {SPECTRUM: "minimum over heads: strongest band", SEQUENCE_FE: "minimum over heads: most periodic"}
 SCALES = {SPECTRUM: (0.0, 0.6), SEQUENCE_FE: (0.4, 1.0)}
 # Okabe and Ito's colours, told apart by every kind of colour vision.
 CURVE, SELECTED, REFERENCE, FAINT = "#0072B2", "#D55E00", "#444444", "#BBBBBB"
@@ -49,7 +50,7 @@ def panel(
     """Draw one column per head: SpectrumFE and SequenceFE over the pairs, and the pair norms along the sequence.
 
     Points under 0.2, over 0.4 (SpectrumFE) and under 0.6 (SequenceFE) stand out; crosses on the floor are pairs
-    without a value. Grey lines mark what a constant signal and white noise score.
+    without a value. Dotted lines mark what a constant signal and white noise score.
 
     Parameters
     ----------
@@ -77,15 +78,18 @@ def panel(
     _check_heads(data, heads, stream)
     if sequence is not None:
         data = data.sel({SEQUENCE: [_check_known(data, SEQUENCE, sequence)]})
-    figure = Figure(figsize=(1.2 + 3.6 * len(heads), 8.2), layout="constrained")
-    figure.suptitle(_caption(result, stream, sequence), fontsize=SMALL + 1, color=REFERENCE)
-    grid = figure.subplots(3, len(heads), squeeze=False, height_ratios=(1, 1, 1.3), sharey="row")
+    kept = not set(heads).isdisjoint(_kept_heads(data, stream))
+    figure = Figure(figsize=(1.2 + 3.6 * len(heads), 8.2 if kept else 5.8), layout="constrained")
+    caption = fill(_caption(result, stream, data, "mean and range of"), 50 * len(heads))
+    figure.suptitle(caption, fontsize=SMALL + 1, color=REFERENCE)
+    grid = figure.subplots(3, len(heads), squeeze=False, height_ratios=(1, 1, 1.3 if kept else 0.3), sharey="row")
     for (layer, head), column in zip(heads, grid.T, strict=True):
         _draw_head(figure, result, data, stream, (layer, head), column)
     for axes, name in zip(grid[:2, -1], LABELS, strict=True):
         _label_lines(axes, _lines(result, name))
-    for axes, label in zip(grid[:, 0], (*LABELS.values(), "pair j"), strict=True):
-        axes.set_ylabel(label)
+    for axes, label in zip(grid[:, 0], (*LABELS.values(), "pair j" if kept else ""), strict=True):
+        axes.set_ylabel(label, fontsize=SMALL + 1)
+    grid[2, 0].tick_params(labelleft=kept)
     return figure
 
 
@@ -109,13 +113,13 @@ def overview(result: xr.DataTree, stream: str = "query") -> Figure:
     InputError
         ``stream`` is neither.
     """
-    mean = mean_over_sequences(stream_data(result, stream))
-    head = HEAD_AXIS[stream]
+    data = stream_data(result, stream)
+    mean, head = mean_over_sequences(data), HEAD_AXIS[stream]
     figure = Figure(figsize=(10, 3 + 2 * min(max(0.12 * mean.sizes[LAYER], 1.4), 4.5)), layout="constrained")
-    figure.suptitle(_caption(result, stream, None), fontsize=SMALL + 1, color=REFERENCE)
+    figure.suptitle(_caption(result, stream, data, "mean of"), fontsize=SMALL + 1, color=REFERENCE)
     grid = figure.subplots(2, 2, sharex=True, sharey=True)
     for name, row in zip(LABELS, grid, strict=True):
-        maps = {"mean over heads": mean[name].mean(head), "lowest head": mean[name].min(head)}
+        maps = {"mean over heads": mean[name].mean(head), LOWEST[name]: mean[name].min(head)}
         for axes, (title, values) in zip(row, maps.items(), strict=True):
             image = _draw_map(axes, values, name)
             axes.set_title(f"{LABELS[name]}, {title}", fontsize=SMALL + 2)
@@ -169,11 +173,15 @@ def _draw_head(
     rotated = bool(_rotated_layers(result).sel({LAYER: layer}))
     column[0].set_title(f"layer {layer}, head {head} ({'RoPE' if rotated else 'NoPE'})", fontsize=SMALL + 3)
     for axes, name in zip(column[:2], LABELS, strict=True):
-        for height in _lines(result, name).values():
-            axes.axhline(height, color=FAINT, lw=0.8, zorder=0)
+        for _, height, colour in _lines(result, name):
+            style = ("-", FAINT) if colour == SELECTED else (":", REFERENCE)
+            axes.axhline(height, lw=0.9, ls=style[0], color=style[1], zorder=0)
         _draw_entropy(axes, one, name)
         axes.set_ylim(_limits(data[name], name))
-    _wavelength_axis(column[0], wavelength(result).sel({LAYER: layer}))
+    turns = wavelength(result).sel({LAYER: layer})[one["mean_norm"].notnull().any(SEQUENCE).values]
+    _pair_axis(column[1], turns)
+    _pair_axis(column[0], turns)
+    _wavelength_axis(column[0], turns)
     column[0].tick_params(labelbottom=False)
     column[1].set_xlabel("pair j", fontsize=SMALL + 1)
     _draw_norms(figure, column[2], data, stream, place)
@@ -189,32 +197,51 @@ def _draw_entropy(axes: Axes, one: xr.Dataset, name: str) -> None:
     axes.plot(pair, values, color=CURVE, lw=1.2, marker="o", ms=2.5, label=LABELS[name])
     chosen = (values < BAND) | (values > OUTLIER) if name == SPECTRUM else values < PERIODIC
     axes.plot(pair[chosen], values[chosen], ls="", color=SELECTED, marker="o", ms=4, label="selected")
-    undefined = pair[present & np.isnan(values)]
-    floor = np.full(len(undefined), 0.03)
-    across = axes.get_xaxis_transform()
-    axes.plot(undefined, floor, ls="", marker="x", color=REFERENCE, ms=5, transform=across, label="undefined")
     axes.set_xlim(-0.5, pair[-1] + 0.5)
+    _draw_undefined(axes, pair[present & np.isnan(values)])
     axes.spines[["top", "right"]].set_visible(False)
-    _plain_ticks(axes)
+
+
+def _draw_undefined(axes: Axes, pair: np.ndarray) -> None:
+    if not pair.size:
+        return
+    across = axes.get_xaxis_transform()
+    floor = np.full(pair.size, 0.05)
+    axes.plot(pair, floor, ls="", marker="x", color=REFERENCE, ms=5, transform=across, label="undefined")
+    left = bool(pair[-1] < sum(axes.get_xlim()) / 2)
+    place, gap, side = (pair[-1], 5, "left") if left else (pair[0], -5, "right")
+    axes.annotate(
+        "undefined",
+        (place, 0.05),
+        (gap, 0),
+        xycoords=across,
+        textcoords="offset points",
+        ha=side,
+        va="center",
+        fontsize=SMALL,
+    )
 
 
 def _draw_norms(figure: Figure, axes: Axes, data: xr.Dataset, stream: str, place: tuple[int, int]) -> None:
     kept = _kept_heads(data, stream)
     if place not in kept or 0 not in data[SEQUENCE].values:
-        reason = "kept for sequence 0 only" if place in kept else "not kept: measure again\nand keep this head"
+        missing = "not kept: measure with\nnorm_heads=[(layer, query head), ...]"
+        reason = "kept for sequence 0 only" if place in kept else missing
         axes.text(0.5, 0.5, f"norms {reason}", ha="center", va="center", color="#888888", transform=axes.transAxes)
         axes.set(xticks=[], ylim=(-0.5, data.sizes[PAIR] - 0.5))
+        axes.tick_params(left=False)
         axes.spines[:].set_visible(False)
         return
     norm = data[NORM].isel({KEPT: kept.index(place)})
     position = norm[POSITION].values
-    step = position[1] - position[0] if len(position) > 1 else 1
-    extent = (position[0], position[-1] + step, -0.5, data.sizes[PAIR] - 0.5)
+    end = position[-1] + (position[-1] - position[-2] if len(position) > 1 else 1)
+    extent = (position[0], end, -0.5, data.sizes[PAIR] - 0.5)
     image = axes.imshow(norm.values, aspect="auto", origin="lower", extent=extent, cmap="magma", vmin=0)
     finite = norm.values[np.isfinite(norm.values)]
     image.set_clim(0, float(np.quantile(finite, 0.995)) if finite.size else 1.0)
     axes.set_xlabel("position n (tokens)", fontsize=SMALL + 1)
-    _plain_ticks(axes)
+    axes.set_xticks(np.linspace(position[0], end, TICKS).round().astype(int))
+    axes.tick_params(labelsize=SMALL)
     bar = figure.colorbar(image, ax=axes, location="bottom", extend="max", shrink=0.8, aspect=30, pad=0.02)
     bar.set_label("pair norm, sequence 0", fontsize=SMALL)
     bar.ax.tick_params(labelsize=SMALL)
@@ -260,7 +287,7 @@ def _label_overview(grid: np.ndarray, result: xr.DataTree) -> None:
     rows = np.arange(0, len(layers), max(1, math.ceil(len(layers) / 12)))
     for axes in grid.flat:
         axes.set_yticks(rows, labels=[str(layer) for layer in layers[rows]])
-        _plain_ticks(axes)
+        _pair_axis(axes, turns[0])
     for axes in grid[:, 0]:
         axes.set_ylabel("layer", fontsize=SMALL + 1)
     for axes in grid[-1]:
@@ -273,30 +300,38 @@ def _label_overview(grid: np.ndarray, result: xr.DataTree) -> None:
             _wavelength_axis(axes, turning[0], label)
 
 
+def _tick_places(count: int) -> np.ndarray:
+    return np.unique(np.linspace(0, count - 1, TICKS).round().astype(int))
+
+
+def _pair_axis(axes: Axes, turns: xr.DataArray) -> None:
+    axes.set_xticks(turns[PAIR].values[_tick_places(turns.size)])
+    axes.tick_params(labelsize=SMALL)
+
+
 def _wavelength_axis(axes: Axes, turns: xr.DataArray, label: str = "wavelength (tokens)") -> None:
-    pair, tokens = turns[PAIR].values, turns.values
-    places = np.unique(np.linspace(0, len(pair) - 1, TICKS).round().astype(int))
-    if np.isinf(tokens).all():
+    places = _tick_places(turns.size)
+    if np.isinf(turns).all():
         places = places[len(places) // 2 : len(places) // 2 + 1]
-    labels = [format_tokens(float(tokens[place])).replace("inf", "∞") for place in places]
+    labels = [format_tokens(tokens).replace("inf", "∞") for tokens in turns.values[places].tolist()]
     upper = axes.secondary_xaxis("top")
-    upper.set_xticks(pair[places], labels=labels)
+    upper.set_xticks(turns[PAIR].values[places], labels=labels)
     upper.set_xlabel(label, fontsize=SMALL)
     upper.tick_params(labelsize=SMALL)
 
 
-def _label_lines(axes: Axes, lines: Mapping[str, float]) -> None:
-    for text, height in lines.items():
+def _label_lines(axes: Axes, lines: Sequence[tuple[str, float, str]]) -> None:
+    for text, height, colour in lines:
         axes.annotate(
-            text, (1.02, height), xycoords=("axes fraction", "data"), va="center", fontsize=SMALL, color=REFERENCE
+            text, (1.02, height), xycoords=("axes fraction", "data"), va="center", fontsize=SMALL, color=colour
         )
 
 
-def _lines(result: xr.DataTree, name: str) -> dict[str, float]:
-    lines = {f"{selection} {height}": height for selection, height in THRESHOLDS[name]}
+def _lines(result: xr.DataTree, name: str) -> list[tuple[str, float, str]]:
+    lines = [(f"{selection} {height}", height, SELECTED) for selection, height in THRESHOLDS[name]]
     reference = _constant_entropy(result) if name == SPECTRUM else _noise_entropy(result)
     label = "constant" if name == SPECTRUM else "white noise"
-    return lines if reference is None else lines | {f"{label} {reference:.3f}": reference}
+    return lines if reference is None else [*lines, (f"{label} {reference:.3f}", reference, REFERENCE)]
 
 
 def _constant_entropy(result: xr.DataTree) -> float | None:
@@ -323,19 +358,17 @@ def _limits(values: xr.DataArray, name: str) -> tuple[float, float]:
     return float(np.fmin(low, values.min())), float(np.fmax(high, values.max() + 0.02))
 
 
-def _plain_ticks(axes: Axes) -> None:
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    axes.tick_params(labelsize=SMALL)
-
-
-def _caption(result: xr.DataTree, stream: str, sequence: int | None) -> str:
+def _caption(result: xr.DataTree, stream: str, data: xr.Dataset, several: str) -> str:
     origin = provenance(result)
-    model, windows = origin.get("model", {}), origin.get("windows", {})
-    count = stream_data(result, stream).sizes[SEQUENCE]
-    extent = f"sequence {sequence}" if sequence is not None else f"{count} sequence{'s' if count > 1 else ''}"
-    text = " ".join(str(windows[part]) for part in ("corpus", "split") if windows.get(part))
+    windows, sequences = origin.get("windows", {}), data[SEQUENCE].values
+    extent = f"{several} {len(sequences)} sequences" if len(sequences) > 1 else f"sequence {sequences[0]}"
     length = origin.get("parameters", {}).get("length")
-    parts = (model.get("id"), text, extent + (f" of {length} tokens" if length else ""), STREAM_NAMES[stream])
+    parts = (
+        origin.get("model", {}).get("id"),
+        " ".join(str(windows[part]) for part in ("corpus", "split") if windows.get(part)),
+        STREAM_NAMES[stream],
+        extent + (f" of {length} tokens" if length else ""),
+    )
     return " · ".join(part for part in parts if part)
 
 
@@ -381,6 +414,6 @@ def _check_known(data: xr.Dataset, dim: str, index: int) -> int:
     if index in known:
         return index
     listing = ", ".join(map(str, known))
-    if known == list(range(known[0], known[-1] + 1)):
+    if len(known) > 1 and known == list(range(known[0], known[-1] + 1)):
         listing = f"{known[0]} to {known[-1]}"
     raise InputError(f"got {dim} {index}; the result holds {dim} {listing}: choose one of these")

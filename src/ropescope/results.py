@@ -216,6 +216,7 @@ def load(path: str | Path) -> xr.DataTree:
     """
     _check_source(Path(path))
     try:
+        _read_attributes(Path(path))
         with closing(xr.open_datatree(path, engine="h5netcdf", decode_times=False)) as opened:
             tree = _without_encoding(opened.load())
     except Exception as error:  # a damaged file makes HDF5 raise almost any type
@@ -371,6 +372,18 @@ def _check_source(path: Path) -> None:
         raise ResultError(f"cannot read {path}: {_first_line(error)}; check that you may read it") from error
     if signature != HDF5_SIGNATURE:
         raise ResultError(f"{path} is not a NetCDF4 file; give a result file written by 'ropescope measure'")
+
+
+def _read_attributes(path: Path) -> None:
+    """Fail on damaged structure here: h5netcdf would fail half built and complain again when it is collected."""
+    import h5py
+
+    def read(_: str, item: h5py.HLObject) -> None:
+        list(item.attrs.items())
+
+    with h5py.File(path, "r") as file:
+        read("/", file)
+        file.visititems(read)
 
 
 def _without_encoding(tree: xr.DataTree) -> xr.DataTree:

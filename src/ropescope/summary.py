@@ -184,7 +184,7 @@ def format_tokens(tokens: float) -> str:
 
 def _head_bands(layer: int, head: int, data: xr.Dataset, turns: xr.DataArray) -> Iterator[Band]:
     spectrum, norm, pair = data["spectrum_fe"].values, data["mean_norm"].values, data[PAIR].values
-    for run in _runs(spectrum < BAND):
+    for run in _runs((spectrum < BAND) & ~np.isnan(norm)):
         yield Band(
             layer=layer,
             head=head,

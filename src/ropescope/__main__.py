@@ -1,0 +1,5 @@
+"""`python -m ropescope` is the command `ropescope`."""
+
+from ropescope.cli import main
+
+main()

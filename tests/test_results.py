@@ -1,0 +1,372 @@
+"""Schema, round trip, atomicity, and every way in which a result file can be wrong."""
+
+from __future__ import annotations
+
+import json
+import math
+from contextlib import suppress
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import xarray as xr
+
+from ropescope.errors import InputError, ResultError
+from ropescope.results import (
+    PAIR_VARIABLES,
+    KeptNorms,
+    build_result,
+    load,
+    mean_over_sequences,
+    provenance,
+    save,
+    stream_data,
+    wavelength,
+)
+from synthetic import NARROW_LAYER, synthetic_result
+
+DIMS = {"query": ("sequence", "layer", "head", "pair"), "key": ("sequence", "layer", "kv_head", "pair")}
+
+
+@pytest.fixture
+def result() -> xr.DataTree:
+    return synthetic_result(kept=[(0, 1), (1, 0)], cells=32)
+
+
+@pytest.fixture(scope="module")
+def content(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    result = synthetic_result(kept=[(0, 1), (1, 0)], cells=32)
+    return save(result, tmp_path_factory.mktemp("results") / "result.nc").read_bytes()
+
+
+@pytest.fixture
+def saved(content: bytes, tmp_path: Path) -> Path:
+    path = tmp_path / "result.nc"
+    path.write_bytes(content)
+    return path
+
+
+def arguments(**changes: object) -> dict[str, object]:
+    arrays = {name: np.zeros((1, 2, 3, 4)) for name in PAIR_VARIABLES}
+    given = {
+        "query": arrays,
+        "key": arrays,
+        "layers": [0, 1],
+        "frequency": np.ones((2, 4)),
+        "rotated": np.ones((2, 4), bool),
+        "pairing": ["half-split[0:8]"] * 2,
+        "provenance": {"a": 1},
+    }
+    return given | changes
+
+
+class TestSchema:
+    @pytest.mark.parametrize("stream", ["query", "key"])
+    def test_streams_are_labelled_and_float32(self, result: xr.DataTree, stream: str) -> None:
+        data = result[stream].to_dataset()
+        for name in PAIR_VARIABLES:
+            assert data[name].dims == DIMS[stream]
+            assert data[name].dtype == np.float32
+        assert data["norm"].dims == ("kept", "pair", "position")
+        assert data["norm"].coords["kept_layer"].values.tolist() == [0, 1]
+        assert data["norm"].coords[f"kept_{DIMS[stream][2]}"].dims == ("kept",)
+
+    def test_every_variable_has_a_name_and_a_unit(self, result: xr.DataTree) -> None:
+        for group in result.children.values():
+            for name, variable in group.to_dataset().variables.items():
+                assert variable.attrs["long_name"], name
+                assert variable.attrs["units"] in {"1", "token", "rad/token"}, name
+                if variable.attrs["units"] == "1" and name in group.data_vars:
+                    assert variable.attrs["description"], name
+
+    def test_layers_keep_their_model_index(self) -> None:
+        tree = build_result(**arguments(layers=[3, 7]))
+        for group in ("query", "key", "rotary"):
+            assert tree[group].layer.values.tolist() == [3, 7]
+
+    def test_provenance_is_one_json_string(self, result: xr.DataTree) -> None:
+        assert isinstance(result.attrs["provenance"], str)
+        assert provenance(result)["model"]["revision"] is None
+
+    @pytest.mark.parametrize("text", ["{", "[1]", None, 3])
+    def test_unreadable_provenance(self, result: xr.DataTree, text: object) -> None:
+        result.attrs["provenance"] = text
+        with pytest.raises(ResultError, match="it must be a JSON object: measure again"):
+            provenance(result)
+
+    def test_stream_data(self, result: xr.DataTree) -> None:
+        assert stream_data(result, "key").sizes["kv_head"] == 1
+        with pytest.raises(InputError, match=r"got stream 'keys': did you mean 'key'\? \(allowed: query, key\)"):
+            stream_data(result, "keys")
+
+
+class TestBuildErrors:
+    def test_missing_variable(self) -> None:
+        arrays = {name: np.zeros((1, 2, 3, 4)) for name in PAIR_VARIABLES if name != "dc_share"}
+        with pytest.raises(InputError, match="got key arrays with 'dc_share' missing"):
+            build_result(**arguments(key=arrays))
+
+    def test_unknown_variable(self) -> None:
+        arrays = {name: np.zeros((1, 2, 3, 4)) for name in [*PAIR_VARIABLES, "dc_shares"]}
+        with pytest.raises(InputError, match="'dc_shares' unknown: did you mean 'dc_share'"):
+            build_result(**arguments(query=arrays))
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"query": {name: np.zeros((1, 3, 3, 4)) for name in PAIR_VARIABLES}},
+            {"key": {name: np.zeros((1, 2, 3, 5)) for name in PAIR_VARIABLES}},
+            {"key": {name: np.zeros((1, 2, 3, 4 + (name == "mean_norm"))) for name in PAIR_VARIABLES}},
+            {"query": {name: np.zeros((2, 4)) for name in PAIR_VARIABLES}},
+            {"layers": [0]},
+            {"frequency": np.ones(4)},
+        ],
+    )
+    def test_shapes_that_disagree(self, changes: dict[str, object]) -> None:
+        with pytest.raises(InputError, match=r"must agree with \(layer, pair\): pad shorter layers with NaN"):
+            build_result(**arguments(**changes))
+
+    @pytest.mark.parametrize("changes", [{"rotated": np.ones((2, 3), bool)}, {"pairing": ["a"]}])
+    def test_rotary_shapes_that_disagree(self, changes: dict[str, object]) -> None:
+        with pytest.raises(InputError, match="give one flag per"):
+            build_result(**arguments(**changes))
+
+    def test_norms_that_disagree(self) -> None:
+        norms = KeptNorms(np.array([0]), np.array([0]), np.arange(8), np.zeros((1, 4, 7)))
+        with pytest.raises(InputError, match=r"query norms of shape \(1, 4, 7\).*must be \(1, 4, 8\)"):
+            build_result(**arguments(norms={"query": norms}))
+
+    @pytest.mark.parametrize("content", [{"a": math.nan}, {"a": object()}])
+    def test_provenance_that_json_cannot_hold(self, content: dict[str, object]) -> None:
+        with pytest.raises(InputError, match="got a provenance that JSON cannot hold"):
+            build_result(**arguments(provenance=content))
+
+
+class TestDerived:
+    def test_mean_skips_what_is_undefined(self, result: xr.DataTree) -> None:
+        data = stream_data(result, "query")
+        data["spectrum_fe"][0, 0, 0, 0] = np.nan
+        mean = mean_over_sequences(data)
+        assert mean["spectrum_fe"].dims == ("layer", "head", "pair")
+        assert mean["spectrum_fe"].dtype == np.float64
+        assert mean["spectrum_fe"][0, 0, 0] == data["spectrum_fe"][1, 0, 0, 0]
+        assert mean["spectrum_fe"].sel(layer=NARROW_LAYER, head=2).isnull().all()
+        assert "norm" not in mean
+
+    def test_wavelength(self, result: xr.DataTree) -> None:
+        turns = wavelength(result)
+        assert turns.attrs["units"] == "token"
+        assert turns.dims == ("layer", "pair")
+        np.testing.assert_allclose(turns[0, :2], [2 * math.pi, 2 * math.pi * 10_000 ** (1 / 16)])
+        assert np.isinf(turns.sel(layer=3)).all()
+
+    def test_a_frequency_of_zero_has_no_wavelength(self) -> None:
+        turns = wavelength(build_result(**arguments(frequency=np.array([[1, -1, 0, 1], [0, 0, 0, 0.0]]))))
+        assert turns[0].values.tolist() == [2 * math.pi, 2 * math.pi, math.inf, 2 * math.pi]
+        assert np.isinf(turns[1]).all()
+
+
+class TestRoundTrip:
+    def test_identical(self, result: xr.DataTree, saved: Path) -> None:
+        loaded = load(saved)
+        assert loaded.identical(result)
+        assert loaded["rotary"].rotated.dtype == bool
+        assert type(loaded.attrs["schema_version"]) is int
+
+    def test_identical_once_more(self, result: xr.DataTree, saved: Path, tmp_path: Path) -> None:
+        assert load(save(load(saved), tmp_path / "again.nc")).identical(result)
+
+    def test_one_sequence_and_awkward_provenance(self, tmp_path: Path) -> None:
+        content = {"model": {"id": "名前/\u0000\n'\"", "flag": True, "none": None}, "big": "x" * 100_000}
+        tree = build_result(**arguments(provenance=content))
+        loaded = load(save(tree, tmp_path / "one.nc"))
+        assert loaded.identical(tree)
+        assert provenance(loaded) == content
+
+    def test_a_part_of_a_loaded_result(self, saved: Path, tmp_path: Path) -> None:
+        part = load(saved).isel(sequence=[1], missing_dims="ignore")
+        assert load(save(part, tmp_path / "part.nc")).identical(part)
+
+    def test_loaded_result_does_not_need_the_file(self, result: xr.DataTree, saved: Path) -> None:
+        loaded = load(saved)
+        saved.unlink()
+        assert loaded.identical(result)
+        links = [entry for entry in Path("/proc/self/fd").glob("*") if entry.is_symlink()]
+        assert not [entry for entry in links if entry.exists() and saved.name in str(entry.readlink())]
+
+    def test_a_replaced_file_is_read_anew(self, saved: Path) -> None:
+        load(saved)
+        other = synthetic_result(seed=5)
+        save(other, saved)
+        assert load(saved).identical(other)
+
+    def test_relative_path(self, result: xr.DataTree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        assert save(result, "here.nc") == tmp_path / "here.nc"
+        assert load("here.nc").identical(result)
+
+
+class TestAtomicity:
+    @pytest.mark.parametrize("raised", [KeyboardInterrupt, MemoryError])
+    def test_interruption_leaves_nothing(
+        self, saved: Path, monkeypatch: pytest.MonkeyPatch, raised: type[BaseException]
+    ) -> None:
+        before = saved.read_bytes()
+
+        def interrupted(self: xr.DataTree, path: Path, **_: object) -> None:
+            Path(path).write_bytes(b"half a file")
+            raise raised
+
+        monkeypatch.setattr(xr.DataTree, "to_netcdf", interrupted)
+        with pytest.raises(raised):
+            save(synthetic_result(seed=1), saved)
+        assert saved.read_bytes() == before
+        assert list(saved.parent.iterdir()) == [saved]
+
+    @pytest.mark.parametrize("error", [OSError("No space left on device"), RuntimeError("can't flush\nHDF5 trace")])
+    def test_full_disk(self, saved: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+        before = saved.read_bytes()
+
+        def fails(self: xr.DataTree, path: Path, **_: object) -> None:
+            Path(path).write_bytes(b"half a file")
+            raise error
+
+        monkeypatch.setattr(xr.DataTree, "to_netcdf", fails)
+        with pytest.raises(
+            ResultError, match=r"cannot write .*(No space left on device|can't flush); choose a folder"
+        ) as caught:
+            save(synthetic_result(seed=1), saved)
+        assert "\n" not in str(caught.value)
+        assert saved.read_bytes() == before
+        assert list(saved.parent.iterdir()) == [saved]
+
+    def test_replaces_only_where_allowed(self, saved: Path) -> None:
+        before = saved.read_bytes()
+        with pytest.raises(ResultError, match="it exists; allow overwriting or choose another name"):
+            save(synthetic_result(seed=1), saved, overwrite=False)
+        assert saved.read_bytes() == before
+        assert save(synthetic_result(seed=1), saved.with_name("new.nc"), overwrite=False).exists()
+
+    def test_missing_folder(self, result: xr.DataTree, tmp_path: Path) -> None:
+        with pytest.raises(ResultError, match="missing is not a folder; make it first"):
+            save(result, tmp_path / "missing" / "result.nc")
+
+    def test_file_as_folder(self, result: xr.DataTree, saved: Path) -> None:
+        with pytest.raises(ResultError, match=r"result\.nc is not a folder; make it first"):
+            save(result, saved / "result.nc")
+
+    def test_folder_as_file(self, result: xr.DataTree, tmp_path: Path) -> None:
+        with pytest.raises(ResultError, match="it is a folder; give a file name"):
+            save(result, tmp_path)
+
+    def test_unwritable_folder(self, result: xr.DataTree) -> None:
+        if not Path("/proc/self/task").is_dir():
+            pytest.skip("needs a folder where not even root can write")
+        with pytest.raises(ResultError, match=r"cannot write /proc/self/task/result\.nc: .*; choose a folder"):
+            save(result, "/proc/self/task/result.nc")
+
+    def test_only_results_are_saved(self, result: xr.DataTree, tmp_path: Path) -> None:
+        with pytest.raises(ResultError, match="result to save is not a ropescope result: its schema is None"):
+            save(xr.DataTree(xr.Dataset({"a": 1})), tmp_path / "result.nc")
+        with pytest.raises(ResultError, match=r"result to save: query/spectrum_fe must have dims"):
+            save(result.isel(sequence=0, missing_dims="ignore"), tmp_path / "result.nc")
+        assert not list(tmp_path.iterdir())
+
+
+class TestDamagedFiles:
+    def test_missing(self, tmp_path: Path) -> None:
+        with pytest.raises(ResultError, match=r"cannot read .*none\.nc: it does not exist; give a result file"):
+            load(tmp_path / "none.nc")
+
+    def test_folder(self, tmp_path: Path) -> None:
+        with pytest.raises(ResultError, match="it is a folder; give a result file"):
+            load(tmp_path)
+
+    @pytest.mark.parametrize("content", [b"", b"\x89HD", b"layer,head\n0,1\n" * 100, b"CDF\x01" + bytes(64)])
+    def test_not_netcdf4(self, tmp_path: Path, content: bytes) -> None:
+        path = tmp_path / "result.nc"
+        path.write_bytes(content)
+        with pytest.raises(ResultError, match=r"result\.nc is not a NetCDF4 file; give a result file"):
+            load(path)
+
+    @pytest.mark.parametrize("share", [0.001, 0.1, 0.5, 0.9, 0.999])
+    def test_cut_short(self, saved: Path, share: float) -> None:
+        content = saved.read_bytes()
+        saved.write_bytes(content[: max(8, int(share * len(content)))])
+        with pytest.raises(ResultError, match=r"is damaged or cut short .*: copy it again or measure again") as caught:
+            load(saved)
+        assert "\n" not in str(caught.value)
+
+    @pytest.mark.parametrize("variable", ["query/spectrum_fe", "key/mean_norm", "query/norm", "rotary/frequency"])
+    def test_changed_values(self, saved: Path, variable: str) -> None:
+        with h5py.File(saved) as file:
+            chunk = file[variable].id.get_chunk_info(0)
+        changed = bytearray(saved.read_bytes())
+        changed[chunk.byte_offset + chunk.size // 2] ^= 1
+        saved.write_bytes(changed)
+        with pytest.raises(ResultError, match="is damaged or cut short"):
+            load(saved)
+
+    def test_damage_raises_nothing_else(self, content: bytes, saved: Path) -> None:
+        for place in np.random.default_rng(0).integers(8, len(content), 20).tolist():
+            changed = bytearray(content)
+            changed[place] ^= 0x10
+            saved.write_bytes(changed)
+            with suppress(ResultError):
+                load(saved)
+
+    def test_other_hdf5_file(self, tmp_path: Path) -> None:
+        path = tmp_path / "other.nc"
+        xr.Dataset({"a": ("x", np.arange(3))}).to_netcdf(path, engine="h5netcdf")
+        with pytest.raises(ResultError, match=r"other\.nc is not a ropescope result: its schema is None, not"):
+            load(path)
+
+    @pytest.mark.parametrize(("version", "remedy"), [(2, "upgrade ropescope"), (0, "measure again"), ("x", "measure")])
+    def test_other_schema_version(self, saved: Path, version: object, remedy: str) -> None:
+        self.rewrite(saved, lambda tree: tree.attrs.update(schema_version=version))
+        with pytest.raises(
+            ResultError, match=f"has schema version {version}; this ropescope reads version 1: {remedy}"
+        ):
+            load(saved)
+
+    def test_no_schema_version(self, saved: Path) -> None:
+        self.rewrite(saved, lambda tree: tree.attrs.pop("schema_version"))
+        with pytest.raises(ResultError, match="has schema version None"):
+            load(saved)
+
+    @pytest.mark.parametrize("group", ["query", "key", "rotary"])
+    def test_missing_group(self, saved: Path, group: str) -> None:
+        self.rewrite(saved, lambda tree: tree.__delitem__(group))
+        with pytest.raises(ResultError, match=rf"result\.nc: {group}/\w+ must have dims .*, got no such variable"):
+            load(saved)
+
+    def test_missing_variable(self, saved: Path) -> None:
+        self.rewrite(saved, lambda tree: tree["key"].__delitem__("peak_share"))
+        with pytest.raises(ResultError, match=r"key/peak_share must have dims .*, got no such variable; measure again"):
+            load(saved)
+
+    def test_other_dims(self, saved: Path) -> None:
+        def transpose(tree: xr.DataTree) -> None:
+            tree["rotary"]["frequency"] = tree["rotary"].frequency.T
+
+        self.rewrite(saved, transpose)
+        with pytest.raises(ResultError, match=r"got dims \('pair', 'layer'\); measure again"):
+            load(saved)
+
+    def test_provenance_that_is_not_json(self, saved: Path) -> None:
+        self.rewrite(saved, lambda tree: tree.attrs.update(provenance="{"))
+        with pytest.raises(ResultError, match="it must be a JSON object"):
+            load(saved)
+
+    @staticmethod
+    def rewrite(path: Path, change: object) -> None:
+        tree = load(path)
+        change(tree)  # type: ignore[operator]
+        tree.to_netcdf(path, engine="h5netcdf")
+
+
+def test_json_keeps_text_readable() -> None:
+    tree = build_result(**arguments(provenance={"corpus": "青空"}))
+    assert "青空" in tree.attrs["provenance"]
+    assert json.loads(tree.attrs["provenance"]) == {"corpus": "青空"}
