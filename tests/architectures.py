@@ -55,13 +55,24 @@ def _rope(kind: str, **parameters: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Expected:
-    """What a config says of one layer; `frequency` (rad/token) is None where the layer does not rotate."""
+    """What a config says of one attention layer; `frequency` (rad/token) is all zero where it does not rotate."""
 
+    layer: int
     heads: int
     kv_heads: int
     head_dim: int
-    pairing: str
-    frequency: np.ndarray | None
+    style: str
+    start: int
+    size: int
+    frequency: np.ndarray
+
+    @property
+    def pairing(self) -> str:
+        return f"{self.style}[{self.start}:{self.start + self.size}]"
+
+    @property
+    def rotates(self) -> bool:
+        return bool(self.frequency.any())
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,23 +128,11 @@ class Architecture:
         return _shared(self, dtype, implementation or self.implementations[0])
 
     def expected(self, positions: int = MAX_POSITIONS) -> list[Expected]:
-        """Shapes, pairing and frequencies of every layer, for sequences of `positions` tokens."""
+        """Shapes, pairing and frequencies of every attention layer, for sequences of `positions` tokens."""
         config = self.config()
-        heads = config.num_attention_heads
-        kv_heads = getattr(config, "num_key_value_heads", None) or heads
-        head_dim = getattr(config, "qk_head_dim", None) or getattr(config, "head_dim", None) or config.hidden_size // heads
         nope = set(range(config.num_hidden_layers)) if self.style is None else self.unrotated(config)
-        start, size = _rotary_block(config, head_dim)
-        return [
-            Expected(
-                heads=heads,
-                kv_heads=kv_heads,
-                head_dim=head_dim,
-                pairing=f"{self.style or HALF_SPLIT}[{start}:{start + size}]",
-                frequency=None if layer in nope else _frequencies(config, layer, size, positions),
-            )
-            for layer in range(config.num_hidden_layers)
-        ]
+        layers = [layer for layer in range(config.num_hidden_layers) if _layer_type(config, layer) != "linear_attention"]
+        return [_expected(config, layer, self.style or HALF_SPLIT, layer not in nope, positions) for layer in layers]
 
 
 @functools.cache
@@ -141,17 +140,35 @@ def _shared(architecture: Architecture, dtype: torch.dtype, implementation: str)
     return architecture.build(dtype, implementation)
 
 
+def _expected(config: PretrainedConfig, layer: int, style: str, rotates: bool, positions: int) -> Expected:
+    # Gemma-4 has another head_dim in some layers.
+    config = config.per_layer_config[layer] if getattr(config, "per_layer_config", None) else config
+    heads = config.num_attention_heads
+    head_dim = getattr(config, "qk_head_dim", None) or getattr(config, "head_dim", None) or config.hidden_size // heads
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    start, size = _rotary_block(config, layer, head_dim)
+    frequency = _frequencies(config, layer, size, positions) if rotates else np.zeros(size // 2)
+    return Expected(layer, heads, kv_heads, head_dim, style, start, size, frequency)
+
+
+def _layer_type(config: PretrainedConfig, layer: int) -> str | None:
+    types = getattr(config, "layer_types", None)
+    return types[layer] if types else None
+
+
 def _rope_parameters(config: PretrainedConfig, layer: int) -> Mapping[str, Any]:
     parameters = getattr(config, "rope_parameters", None) or {}
-    layer_type = config.layer_types[layer] if getattr(config, "layer_types", None) else None
-    return parameters.get(layer_type, parameters)
+    return parameters.get(_layer_type(config, layer), parameters)
 
 
-def _rotary_block(config: PretrainedConfig, head_dim: int) -> tuple[int, int]:
-    """First dimension and number of the dimensions that turn."""
+def _rotary_block(config: PretrainedConfig, layer: int, head_dim: int) -> tuple[int, int]:
+    """First dimension and number of the dimensions that turn; "proportional" ones pair up all, and hold some still."""
     if getattr(config, "qk_rope_head_dim", None):
         return config.qk_nope_head_dim, config.qk_rope_head_dim
-    return 0, int(head_dim * _rope_parameters(config, 0).get("partial_rotary_factor", 1.0))
+    parameters = _rope_parameters(config, layer)
+    if parameters.get("rope_type") == "proportional":
+        return 0, head_dim
+    return 0, int(head_dim * parameters.get("partial_rotary_factor", 1.0))
 
 
 def _frequencies(config: PretrainedConfig, layer: int, size: int, positions: int) -> np.ndarray:
@@ -159,7 +176,9 @@ def _frequencies(config: PretrainedConfig, layer: int, size: int, positions: int
     kind = parameters["rope_type"]
     if kind == "default":
         return parameters["rope_theta"] ** (-np.arange(0, size, 2) / size)
-    return ROPE_INIT_FUNCTIONS[kind](config, torch.device("cpu"), seq_len=positions)[0].double().numpy()
+    layer_type = None if parameters is config.rope_parameters else _layer_type(config, layer)
+    init = ROPE_INIT_FUNCTIONS[kind]
+    return init(config, torch.device("cpu"), seq_len=positions, layer_type=layer_type)[0].double().numpy()
 
 
 def _no_rope_layers(config: PretrainedConfig) -> set[int]:
@@ -209,6 +228,37 @@ LLAMA4 = Architecture(
     # floor_scale: its NoPE layers scale queries by position from there on.
     | {"intermediate_size_mlp": 64, "interleave_moe_layer_step": 2, "attention_chunk_size": WINDOW, "floor_scale": 32},
     unrotated=_no_rope_layers,
+)
+GEMMA4 = Architecture(
+    "gemma4",
+    "Gemma4TextConfig",
+    settings=_SMALL
+    | {
+        "num_hidden_layers": 6,
+        "layer_types": ["sliding_attention", "full_attention"] * 3,
+        "num_kv_shared_layers": 2,
+        "global_head_dim": 32,
+        "attention_k_eq_v": True,
+        "num_global_key_value_heads": 1,
+        "sliding_window": WINDOW,
+        "vocab_size_per_layer_input": VOCABULARY,
+        "hidden_size_per_layer_input": 8,
+    },
+)
+QWEN3_NEXT = Architecture(
+    "qwen3-next",
+    "Qwen3NextConfig",
+    settings=_SMALL
+    | {
+        "num_experts": 2,
+        "num_experts_per_tok": 1,
+        "moe_intermediate_size": 32,
+        "shared_expert_intermediate_size": 32,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+    },
 )
 SMOLLM3 = Architecture("smollm3", "SmolLM3Config", unrotated=_no_rope_layers)
 COHERE2 = Architecture(
@@ -260,12 +310,14 @@ ARCHITECTURES = (
         "gemma2", "Gemma2Config", settings=_SMALL | {"sliding_window": WINDOW}, implementations=("eager",)
     ),
     GEMMA3,
+    GEMMA4,
     QWEN3,
     Architecture(
         "qwen3-moe",
         "Qwen3MoeConfig",
         settings=_SMALL | {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 32},
     ),
+    QWEN3_NEXT,
     SMOLLM3,
     COHERE2,
     Architecture("glm4", "Glm4Config", INTERLEAVED),

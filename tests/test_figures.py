@@ -210,6 +210,10 @@ class TestOverview:
         caption = overview(synthetic_result(corpus=None, sequences=1), "key").get_suptitle()
         assert caption == "synthetic/tiny-irope · validation · keys · sequence 0 of 4096 tokens"
 
+    def test_caption_names_a_local_file_without_its_folder(self) -> None:
+        caption = overview(synthetic_result(corpus="/somewhere/deep/novel.txt")).get_suptitle()
+        assert "· novel.txt validation ·" in caption
+
 
 class TestDefaultHeads:
     def test_band_periodic_and_nope(self) -> None:

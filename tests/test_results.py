@@ -17,6 +17,7 @@ from ropescope.results import (
     PAIR_VARIABLES,
     KeptNorms,
     build_result,
+    check_target,
     load,
     mean_over_sequences,
     provenance,
@@ -26,17 +27,18 @@ from ropescope.results import (
 )
 from synthetic import NARROW_LAYER, synthetic_result
 
+KEPT = [(0, 1), (1, 0)]
 DIMS = {"query": ("sequence", "layer", "head", "pair"), "key": ("sequence", "layer", "kv_head", "pair")}
 
 
 @pytest.fixture
 def result() -> xr.DataTree:
-    return synthetic_result(kept=[(0, 1), (1, 0)], cells=32)
+    return synthetic_result(kept=KEPT, cells=32)
 
 
 @pytest.fixture(scope="module")
 def content(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    result = synthetic_result(kept=[(0, 1), (1, 0)], cells=32)
+    result = synthetic_result(kept=KEPT, cells=32)
     return save(result, tmp_path_factory.mktemp("results") / "result.nc").read_bytes()
 
 
@@ -214,29 +216,38 @@ class TestAtomicity:
     ) -> None:
         before = saved.read_bytes()
 
-        def interrupted(self: xr.DataTree, path: Path, **_: object) -> None:
-            Path(path).write_bytes(b"half a file")
+        def interrupted(_: int) -> None:
+            assert len(list(saved.parent.iterdir())) == 2
             raise raised
 
-        monkeypatch.setattr(xr.DataTree, "to_netcdf", interrupted)
+        monkeypatch.setattr("os.fsync", interrupted)
         with pytest.raises(raised):
             save(synthetic_result(seed=1), saved)
         assert saved.read_bytes() == before
         assert list(saved.parent.iterdir()) == [saved]
 
-    @pytest.mark.parametrize("error", [OSError("No space left on device"), RuntimeError("can't flush\nHDF5 trace")])
-    def test_full_disk(self, saved: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def test_interruption_while_hdf5_writes(self, saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         before = saved.read_bytes()
 
-        def fails(self: xr.DataTree, path: Path, **_: object) -> None:
-            Path(path).write_bytes(b"half a file")
-            raise error
+        def interrupted(self: xr.DataTree, *_: object, **__: object) -> None:
+            raise KeyboardInterrupt
 
-        monkeypatch.setattr(xr.DataTree, "to_netcdf", fails)
-        with pytest.raises(
-            ResultError, match=r"cannot write .*(No space left on device|can't flush); choose a folder"
-        ) as caught:
+        monkeypatch.setattr(xr.DataTree, "to_netcdf", interrupted)
+        with pytest.raises(KeyboardInterrupt):
             save(synthetic_result(seed=1), saved)
+        assert saved.read_bytes() == before
+        assert list(saved.parent.iterdir()) == [saved]
+
+    def test_full_disk(self, saved: Path) -> None:
+        resource = pytest.importorskip("resource")
+        before = saved.read_bytes()
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limits[1]))
+        try:
+            with pytest.raises(ResultError, match=r"cannot write .*: .*too large; choose a folder") as caught:
+                save(synthetic_result(seed=1, kept=KEPT), saved)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         assert "\n" not in str(caught.value)
         assert saved.read_bytes() == before
         assert list(saved.parent.iterdir()) == [saved]
@@ -265,6 +276,18 @@ class TestAtomicity:
             pytest.skip("needs a folder where not even root can write")
         with pytest.raises(ResultError, match=r"cannot write /proc/self/task/result\.nc: .*; choose a folder"):
             save(result, "/proc/self/task/result.nc")
+
+    def test_no_permission(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("os.access", lambda *_: False)
+        with pytest.raises(ResultError, match=r"result\.nc: no permission; choose a folder that can be written"):
+            check_target(tmp_path / "result.nc")
+
+    def test_a_target_can_be_checked_before_measuring(self, saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(saved.parent)
+        assert check_target("result.nc") == saved
+        with pytest.raises(ResultError, match="it exists; allow overwriting"):
+            check_target("result.nc", overwrite=False)
+        assert list(saved.parent.iterdir()) == [saved]
 
     def test_only_results_are_saved(self, result: xr.DataTree, tmp_path: Path) -> None:
         with pytest.raises(ResultError, match="result to save is not a ropescope result: its schema is None"):

@@ -362,9 +362,9 @@ def _dataset(request: _Request) -> _Corpus:
     name, seed = request.name, request.seed
     location, preset = HUB_CORPORA.get(name, (str(request.path) if request.path.is_dir() else name, None))
     config = request.config or preset
-    builder = _builder(name, location, config, request.revision)
-    split, rows = _split(name, builder, request.split)
-    commit = _COMMIT.search(str((builder.config.data_files or {}).get(split, "")))
+    files, splits = _splits(name, location, config, request.revision)
+    split = _chosen(name, splits, request.split)
+    rows, commit = splits[split], _COMMIT.search(str(files.get(split, "")))
     facts: dict[str, object] = {"config": config, "split": split, "column": request.column}
     facts["revision"] = commit[1] if commit else request.revision
     if name in HUB_CORPORA:
@@ -380,12 +380,14 @@ def _dataset(request: _Request) -> _Corpus:
     return _Corpus(_rows(name, rows, request.column), join, facts)
 
 
-def _builder(name: str, location: str, config: str | None, revision: str | None) -> Any:
+def _splits(name: str, location: str, config: str | None, revision: str | None) -> tuple[Any, Any]:
+    """The addresses and the rows of each split; nothing is fetched before the rows are read."""
     import datasets
 
     try:
         with _quiet():
-            return datasets.load_dataset_builder(location, config, revision=revision)
+            builder = datasets.load_dataset_builder(location, config, revision=revision)
+            return builder.config.data_files or {}, builder.as_streaming_dataset()
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise CorpusError(_unavailable(name, location, config, revision, error)) from error
 
@@ -405,14 +407,13 @@ def _unavailable(name: str, location: str, config: str | None, revision: str | N
     return f"data set {name!r} cannot be opened: {_line(error)}"
 
 
-def _split(name: str, builder: Any, split: str | None) -> tuple[str, Any]:
-    """The rows of the split asked for: by default validation, or the only one there is."""
-    splits = builder.as_streaming_dataset()
-    only = next(iter(splits)) if len(splits) == 1 else "validation"
-    chosen = split or ("validation" if "validation" in splits else only)
-    if chosen not in splits:
-        raise CorpusError(f"data set {name!r} has no split {chosen!r}: {did_you_mean(chosen, splits)}")
-    return chosen, splits[chosen]
+def _chosen(name: str, splits: Iterable[str], split: str | None) -> str:
+    """The split asked for: by default validation, or the only one there is."""
+    names = list(splits)
+    chosen = split or (names[0] if len(names) == 1 else "validation")
+    if chosen not in names:
+        raise CorpusError(f"data set {name!r} has no split {chosen!r}: {did_you_mean(chosen, names)}")
+    return chosen
 
 
 def _rows(name: str, rows: Any, column: str) -> Iterator[str]:
@@ -452,7 +453,7 @@ def _quiet() -> Iterator[None]:
     levels = [logger.level for logger in loggers]
     bars = not datasets.are_progress_bars_disabled()
     for logger in loggers:
-        logger.setLevel(logging.ERROR)
+        logger.setLevel(logging.CRITICAL)
     datasets.disable_progress_bars()
     try:
         yield

@@ -169,13 +169,13 @@ def sequence_power(signal: Signal, rounding: float | None = None) -> Power:
         Shape (..., position), at least 6 positions.
     rounding
         Relative rounding of the data that the signal was computed from; default the machine epsilon of its dtype,
-        and never less than that of float32.
+        and never less than four times that of float32, which the transform itself needs.
 
     Returns
     -------
     Tensor
-        Shape (..., floor(L/2) - 1), float32. All zero where the signal is flat: where its standard deviation is at most
-        `rounding` times its root mean square.
+        Shape (..., floor(L/2) - 1), float32. All zero where the signal is flat: where the root mean square of what
+        these bins hold is at most `rounding` times that of the signal.
 
     References
     ----------
@@ -186,14 +186,12 @@ def sequence_power(signal: Signal, rounding: float | None = None) -> Power:
         raise InputError(f"SequenceFE got a signal of {length} positions; it needs at least 6 to have two bins")
     if rounding is None:
         rounding = torch.finfo(signal.dtype).eps if signal.is_floating_point() else 0.0
-    rounding = max(rounding, torch.finfo(torch.float32).eps)
+    rounding = max(rounding, 4 * torch.finfo(torch.float32).eps)
     signal = signal.float()
-    mean = signal.mean(-1, keepdim=True)
     # DC is dropped, so taking the mean out first only keeps its rounding out of the other bins.
-    spectrum = torch.fft.rfft(signal - mean)[..., 1 : length // 2]
+    spectrum = torch.fft.rfft(signal - signal.mean(-1, keepdim=True))[..., 1 : length // 2]
     power = spectrum.real.square() + spectrum.imag.square()
-    varying = 2 * power.sum(-1, keepdim=True)
-    flat = varying <= rounding**2 * (varying + (length * mean).square())
+    flat = 2 * power.sum(-1, keepdim=True) <= rounding**2 * length * signal.square().sum(-1, keepdim=True)
     return power.masked_fill(flat, 0.0)
 
 
@@ -219,7 +217,7 @@ def spectral_entropy(power: Power) -> Entropy:
     p = power / total.masked_fill(total == 0, 1.0)
     # clamp keeps 0 log 0 at 0, and its gradient finite.
     entropy = -(p * p.clamp_min(_TINY).log()).sum(-1) / math.log(power.shape[-1])
-    return entropy.masked_fill(total.squeeze(-1) == 0, math.nan)
+    return entropy.clamp_max(1.0).masked_fill(total.squeeze(-1) == 0, math.nan)
 
 
 def check_frames(length: int, frame_length: int, hop_length: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import PurePath
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
@@ -364,12 +365,17 @@ def _caption(result: xr.DataTree, stream: str, data: xr.Dataset, several: str) -
     extent = f"{several} {len(sequences)} sequences" if len(sequences) > 1 else f"sequence {sequences[0]}"
     length = origin.get("parameters", {}).get("length")
     parts = (
-        origin.get("model", {}).get("id"),
-        " ".join(str(windows[part]) for part in ("corpus", "split") if windows.get(part)),
+        _short(origin.get("model", {}).get("id")),
+        " ".join(_short(windows[part]) for part in ("corpus", "split") if windows.get(part)),
         STREAM_NAMES[stream],
         extent + (f" of {length} tokens" if length else ""),
     )
     return " · ".join(part for part in parts if part)
+
+
+def _short(name: str | None) -> str:
+    """A hub name as it is, a file or folder without the way to it."""
+    return PurePath(name).name if name and PurePath(name).is_absolute() else name or ""
 
 
 def _rotated_layers(result: xr.DataTree) -> xr.DataArray:

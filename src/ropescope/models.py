@@ -159,14 +159,17 @@ def _device(device: str | torch.device, device_map: object) -> torch.device | No
     if device == "auto":
         mps = "mps" if torch.backends.mps.is_available() else "cpu"
         return torch.device("cuda" if torch.cuda.is_available() else mps)
+    allowed = "use auto, cpu, cuda, cuda:N or mps"
     try:
         place = torch.device(device)
-        torch.empty(0, device=place)
-    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
-        message = f"device {str(device)!r} is not usable ({_line(error)}): use auto, cpu, cuda, cuda:N or mps"
-        raise ModelError(message) from error
+    except (RuntimeError, TypeError) as error:
+        raise ModelError(f"unknown device {str(device)!r}: {allowed}") from error
     if place.type == "meta":
-        raise ModelError("device 'meta' holds no values: use auto, cpu, cuda, cuda:N or mps")
+        raise ModelError(f"device 'meta' holds no values: {allowed}")
+    try:
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ModelError(f"device {str(device)!r} is not available here ({_line(error)}): {allowed}") from error
     return place
 
 
@@ -284,7 +287,10 @@ def _model_error(checkpoint: _Checkpoint, error: Exception) -> ModelError:
     source, line = repr(checkpoint.source), _line(error)
     causes = {type(cause).__name__ for cause in (error.__cause__, error.__context__)}
     if line.startswith("Unrecognized configuration class"):
-        return ModelError(f"{source} is not a causal language model ({line.split()[4]})")
+        kind = line.split("'")[1].rsplit(".")[-1]
+        return ModelError(f"{source} is not a causal language model ({kind})")
+    if "custom code" in line:
+        return ModelError(f"{source} brings its own code: pass trust_remote_code=True if you trust it")
     if checkpoint.gguf_file is not None and not isinstance(error, torch.OutOfMemoryError):
         if "not supported" in line:
             return ModelError(f"{source}: {line.rstrip('.')} by transformers; use the model's safetensors checkpoint")
@@ -296,7 +302,8 @@ def _model_error(checkpoint: _Checkpoint, error: Exception) -> ModelError:
     if "RepositoryNotFoundError" in causes:
         return ModelError(f"{source} is neither a folder nor a model on the hub (private ones need 'hf auth login')")
     if causes & {"LocalEntryNotFoundError", "OfflineModeIsEnabled"}:
-        return ModelError(f"{source} is not a folder, not in the local cache, and the hub cannot be reached: {SOURCES}")
+        fix = "check the name, go online, or give a folder or a .gguf file"
+        return ModelError(f"{source} is no folder, not in the local cache, and the hub cannot be reached: {fix}")
     if "safetensors" in line and isinstance(error, OSError):
         return ModelError(_no_safetensors(source, []))
     return ModelError(f"cannot load {source}: {line}")

@@ -169,6 +169,26 @@ def wavelength(result: xr.DataTree) -> xr.DataArray:
     return turn.assign_attrs(_attributes("wavelength", "token"))
 
 
+def check_target(path: str | Path, *, overwrite: bool = True) -> Path:
+    """Say before a long measurement whether `save` could write there; give the full path.
+
+    Raises
+    ------
+    ResultError
+        The folder is missing or cannot be written, the path is a folder, or the file exists and must stay.
+    """
+    target = Path(path).resolve()
+    if not target.parent.is_dir():
+        raise ResultError(f"cannot write {target}: {target.parent} is not a folder; make it first")
+    if target.is_dir():
+        raise ResultError(f"cannot write {target}: it is a folder; give a file name such as result.nc")
+    if target.exists() and not overwrite:
+        raise ResultError(f"cannot write {target}: it exists; allow overwriting or choose another name")
+    if not os.access(target.parent, os.W_OK):
+        raise ResultError(f"cannot write {target}: no permission; choose a folder that can be written")
+    return target
+
+
 def save(result: xr.DataTree, path: str | Path, *, overwrite: bool = True) -> Path:
     """Write a result as one NetCDF4 file, whole or not at all.
 
@@ -191,13 +211,12 @@ def save(result: xr.DataTree, path: str | Path, *, overwrite: bool = True) -> Pa
         The result does not follow the schema, or the file cannot be written.
     """
     _check_layout(result, "result to save")
-    target = Path(path).resolve()
-    _check_target(target, overwrite)
+    target = check_target(path, overwrite=overwrite)
     temporary = target.with_name(f".{uuid4().hex}.tmp")
     try:
         _write(result, temporary)
         temporary.replace(target)
-    except (OSError, RuntimeError) as error:
+    except OSError as error:
         raise ResultError(
             f"cannot write {path}: {_first_line(error)}; choose a folder that can be written and has room"
         ) from error
@@ -352,15 +371,6 @@ def _layout() -> dict[str, dict[str, tuple[str, ...]]]:
     return layout | {ROTARY: {name: meaning[3] for name, meaning in ROTARY_VARIABLES.items()}}
 
 
-def _check_target(target: Path, overwrite: bool) -> None:
-    if not target.parent.is_dir():
-        raise ResultError(f"cannot write {target}: {target.parent} is not a folder; make it first")
-    if target.is_dir():
-        raise ResultError(f"cannot write {target}: it is a folder; give a file name such as result.nc")
-    if target.exists() and not overwrite:
-        raise ResultError(f"cannot write {target}: it exists; allow overwriting or choose another name")
-
-
 def _check_source(path: Path) -> None:
     if not path.is_file():
         kind = "is a folder" if path.is_dir() else "does not exist"
@@ -397,8 +407,11 @@ def _write(result: xr.DataTree, path: Path) -> None:
         f"/{group}": {str(name): compression for name, data in node.data_vars.items() if data.dtype.kind == "f"}
         for group, node in result.children.items()
     }
-    _without_encoding(result).to_netcdf(path, engine="h5netcdf", encoding=encoding)
-    with path.open("r+b") as file:
+    # through memory, since HDF5 on a full disk also complains from its destructors
+    content = _without_encoding(result).to_netcdf(engine="h5netcdf", encoding=encoding)
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
         os.fsync(file.fileno())
 
 

@@ -127,7 +127,7 @@ def pair_norms(heads: Heads, pairing: Pairing) -> PairNorms:
     Frequency Entropy paper, equation 2.
     """
     first, second = split_pairs(heads, pairing)
-    return (first.float().square() + second.float().square()).sqrt()
+    return torch.hypot(first.float(), second.float())
 
 
 def rotate(heads: Heads, angle: Angles, pairing: Pairing) -> Heads:
@@ -147,11 +147,18 @@ def rotate(heads: Heads, angle: Angles, pairing: Pairing) -> Heads:
     Tensor
         Shape and dtype of `heads`; the arithmetic is float32.
 
+    Raises
+    ------
+    InputError
+        If the angles do not fit the heads.
+
     References
     ----------
     Su et al., RoFormer, 2021; Frequency Entropy paper, equation 1.
     """
     first, second = split_pairs(heads.float(), pairing)
+    if angle.shape[-1] != pairing.pairs or angle.ndim > heads.ndim:
+        raise InputError(f"angle of shape {tuple(angle.shape)} does not fit {tuple(heads.shape)} paired as {pairing}")
     cos, sin = angle.cos().float(), angle.sin().float()
     turned = first * cos - second * sin, second * cos + first * sin
     block = torch.cat(turned, -1) if pairing.style == "half-split" else torch.stack(turned, -1).flatten(-2)
