@@ -140,7 +140,9 @@ def main() -> None:
         report_peak(options.device, way, int(count), int(length))
         return
     cpu = options.device == "cpu"
-    print("SmolLM2-135M-Instruct, float32, CPU" if cpu else f"Llama-3-8B shape, bfloat16, {torch.cuda.get_device_name()}")
+    print(
+        "SmolLM2-135M-Instruct, float32, CPU" if cpu else f"Llama-3-8B shape, bfloat16, {torch.cuda.get_device_name()}"
+    )
     for length in options.lengths or ([4096] if cpu else [4096, 32768]):
         compare(options.device, length, options.rounds, with_scipy=cpu)
 

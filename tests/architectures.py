@@ -131,7 +131,9 @@ class Architecture:
         """Shapes, pairing and frequencies of every attention layer, for sequences of `positions` tokens."""
         config = self.config()
         nope = set(range(config.num_hidden_layers)) if self.style is None else self.unrotated(config)
-        layers = [layer for layer in range(config.num_hidden_layers) if _layer_type(config, layer) != "linear_attention"]
+        layers = [
+            layer for layer in range(config.num_hidden_layers) if _layer_type(config, layer) != "linear_attention"
+        ]
         return [_expected(config, layer, self.style or HALF_SPLIT, layer not in nope, positions) for layer in layers]
 
 
@@ -197,8 +199,7 @@ GPT2 = Architecture(
     "gpt2",
     "GPT2Config",
     style=None,
-    settings=_TOKENS
-    | {"n_embd": 64, "n_layer": LAYERS, "n_head": 4, "n_positions": 128, "initializer_range": 0.15},
+    settings=_TOKENS | {"n_embd": 64, "n_layer": LAYERS, "n_head": 4, "n_positions": 128, "initializer_range": 0.15},
 )
 DYNAMIC_NTK = Architecture("llama-dynamic-ntk", "LlamaConfig", settings=_SMALL | _rope("dynamic", factor=4.0))
 LONGROPE = Architecture(
@@ -306,9 +307,7 @@ ARCHITECTURES = (
     ),
     DYNAMIC_NTK,
     LLAMA4,
-    Architecture(
-        "gemma2", "Gemma2Config", settings=_SMALL | {"sliding_window": WINDOW}, implementations=("eager",)
-    ),
+    Architecture("gemma2", "Gemma2Config", settings=_SMALL | {"sliding_window": WINDOW}, implementations=("eager",)),
     GEMMA3,
     GEMMA4,
     QWEN3,
@@ -380,7 +379,9 @@ def _attributes(module: nn.Module) -> dict[str, Any]:
 
 
 def _configs(model: PreTrainedModel) -> list[PretrainedConfig]:
-    held = [module.config for module in model.modules() if isinstance(getattr(module, "config", None), PretrainedConfig)]
+    held = [
+        module.config for module in model.modules() if isinstance(getattr(module, "config", None), PretrainedConfig)
+    ]
     nested = [sub for config in held for sub in vars(config).values() if isinstance(sub, PretrainedConfig)]
     return held + nested
 

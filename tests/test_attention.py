@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from architectures import ARCHITECTURES, GEMMA3, GPT2, LLAMA, QWEN3, VOCABULARY, Architecture, state_of, tokens
 from torch import Tensor
 from transformers import LlamaForCausalLM, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -17,6 +16,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
+from architectures import ARCHITECTURES, GEMMA3, GPT2, LLAMA, QWEN3, VOCABULARY, Architecture, state_of, tokens
 from ropescope.attention import AttentionCall, intercepted
 from ropescope.errors import ModelError
 
@@ -75,8 +75,6 @@ def generated(model: PreTrainedModel) -> Tensor:
         return_dict_in_generate=True,
     )
     return torch.stack(out.logits, dim=1)
-
-
 
 
 class Recorder:

@@ -9,6 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+from transformers import FalconConfig, FalconForCausalLM, LlamaForCausalLM, PreTrainedModel, SmolLM3ForCausalLM
+from transformers.models.llama import modeling_llama
+
 from architectures import (
     ARCHITECTURES,
     COHERE2,
@@ -27,10 +31,6 @@ from architectures import (
     state_of,
     tokens,
 )
-from torch import Tensor
-from transformers import FalconConfig, FalconForCausalLM, LlamaForCausalLM, PreTrainedModel, SmolLM3ForCausalLM
-from transformers.models.llama import modeling_llama
-
 from ropescope import probing
 from ropescope.errors import InputError, ModelError, ProbeError, RopescopeError
 from ropescope.probing import LayerRotation, RotaryCard, probe

@@ -101,8 +101,8 @@ def _check_goes_through_seam(decoder: nn.Module) -> None:
 
 
 def _attention_configs(decoder: nn.Module) -> list[PretrainedConfig]:
-    configs = {id(c): c for m in decoder.modules() if hasattr(c := getattr(m, "config", None), "_attn_implementation")}
-    return list(configs.values())
+    configs: list[Any] = [getattr(module, "config", None) for module in decoder.modules()]
+    return list({id(config): config for config in configs if hasattr(config, "_attn_implementation")}.values())
 
 
 def _register(implementation: str | None, handler: Handler) -> str:
@@ -110,6 +110,7 @@ def _register(implementation: str | None, handler: Handler) -> str:
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+    masks: Any = ALL_MASK_ATTENTION_FUNCTIONS._global_mapping
     # The implementation's own name stays inside ours: transformers looks for "flash" in it.
     name = f"ropescope-{next(_serial)}-{implementation}"
 
@@ -125,7 +126,6 @@ def _register(implementation: str | None, handler: Handler) -> str:
             return original(module, query, key, value, attention_mask, **arguments)
 
     ALL_ATTENTION_FUNCTIONS.register(name, attend)
-    masks = ALL_MASK_ATTENTION_FUNCTIONS._global_mapping
     if implementation in masks:
         ALL_MASK_ATTENTION_FUNCTIONS.register(name, masks[implementation])
     return name

@@ -93,7 +93,7 @@ class MeasureOptions:
 
 
 @app.command
-def inspect(model: ModelName, *, options: ModelOptions = ModelOptions()) -> None:  # noqa: B008
+def inspect(model: ModelName, *, options: ModelOptions = ModelOptions()) -> None:
     """Print the rotary card of a model: who rotates, how, how fast.
 
     One line for every group of layers that rotate alike: query and key heads, head dimensions, pairing, number of
@@ -105,7 +105,9 @@ def inspect(model: ModelName, *, options: ModelOptions = ModelOptions()) -> None
 
     loaded, _ = _load(model, options)
     card = rs.probe(loaded)
-    print(f"{model}: {type(loaded).__name__}, {len(card.layers)} attention layers, {loaded.dtype}".replace("torch.", ""))
+    print(
+        f"{model}: {type(loaded).__name__}, {len(card.layers)} attention layers, {loaded.dtype}".replace("torch.", "")
+    )
     print(card)
 
 
@@ -113,9 +115,9 @@ def inspect(model: ModelName, *, options: ModelOptions = ModelOptions()) -> None
 def measure(
     model: ModelName,
     *,
-    options: ModelOptions = ModelOptions(),  # noqa: B008
-    text: TextOptions = TextOptions(),  # noqa: B008
-    how: MeasureOptions = MeasureOptions(),  # noqa: B008
+    options: ModelOptions = ModelOptions(),
+    text: TextOptions = TextOptions(),
+    how: MeasureOptions = MeasureOptions(),
     output: Annotated[Path | None, Parameter(name=["--output", "-o"], group=OUTPUT_GROUP)] = None,
     overwrite: Annotated[bool, Parameter(negative="", group=OUTPUT_GROUP)] = False,
 ) -> None:
@@ -309,7 +311,9 @@ def _parse_heads(texts: Iterable[str]) -> list[tuple[int | None, int | None]]:
         return []
     for text in texts:
         if re.fullmatch(r"(\d+|\*):(\d+|\*)", text) is None:
-            raise InputError(f"got head {text!r}; a head reads LAYER:HEAD, such as 6:0, or *:0 for head 0 of every layer")
+            raise InputError(
+                f"got head {text!r}; a head reads LAYER:HEAD, such as 6:0, or *:0 for head 0 of every layer"
+            )
     return [tuple(None if part == "*" else int(part) for part in text.split(":")) for text in texts]  # type: ignore[misc]
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ropescope.errors import CorpusError, did_you_mean
+from ropescope.errors import CorpusError, did_you_mean, first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -188,7 +188,7 @@ class TokenWindows(torch.Tensor):
         return TokenWindows(self.as_subclass(torch.Tensor).clone(), dict(self.protocol))
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return self.as_subclass(torch.Tensor).__reduce_ex__(protocol)  # type: ignore[no-untyped-call]
+        return self.as_subclass(torch.Tensor).__reduce_ex__(protocol)
 
 
 def _shape_facts(windows: Tensor) -> dict[str, object]:
@@ -354,7 +354,7 @@ def _parquet(path: Path, column: str) -> Iterator[str]:
             for number, row in enumerate(rows, start=1):
                 yield _text(row, column, f"row {number} of '{path}'")
     except pa.ArrowException as error:
-        raise CorpusError(f"'{path}' cannot be read as Parquet: {_line(error)}") from error
+        raise CorpusError(f"'{path}' cannot be read as Parquet: {first_line(error)}") from error
 
 
 def _dataset(request: _Request) -> _Corpus:
@@ -397,14 +397,14 @@ def _unavailable(name: str, location: str, config: str | None, revision: str | N
 
     own_file = "or give the path of a .txt, .jsonl or .parquet file"
     if isinstance(error, ConnectionError):
-        return f"data set {name!r}: the hub cannot be reached ({_line(error)}); go online, {own_file}"
+        return f"data set {name!r}: the hub cannot be reached ({first_line(error)}); go online, {own_file}"
     if isinstance(error, datasets.exceptions.DatasetNotFoundError):
-        return f"no data set {name!r}: {_line(error)}; check the name, {own_file}"
+        return f"no data set {name!r}: {first_line(error)}; check the name, {own_file}"
     if isinstance(error, ValueError) and "onfig" in str(error):
         names = datasets.get_dataset_config_names(location, revision=revision)
         asked = f"unknown config {config!r}" if config else "a config must be given"
         return f"data set {name!r}: {asked}: {did_you_mean(config or '', names)}"
-    return f"data set {name!r} cannot be opened: {_line(error)}"
+    return f"data set {name!r} cannot be opened: {first_line(error)}"
 
 
 def _chosen(name: str, splits: Iterable[str], split: str | None) -> str:
@@ -423,7 +423,7 @@ def _rows(name: str, rows: Any, column: str) -> Iterator[str]:
         for number, row in enumerate(rows, start=1):
             yield _text(row, column, f"row {number} of data set {name!r}")
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise CorpusError(f"data set {name!r} broke off while being read: {_line(error)}") from error
+        raise CorpusError(f"data set {name!r} broke off while being read: {first_line(error)}") from error
 
 
 def _articles(rows: Iterable[str]) -> Iterator[str]:
@@ -437,11 +437,6 @@ def _articles(rows: Iterable[str]) -> Iterator[str]:
             yield "".join(article[:-3])
             article = article[-3:]
     yield "".join(article)
-
-
-def _line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
 
 
 @contextmanager

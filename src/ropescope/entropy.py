@@ -155,7 +155,8 @@ def frame_power(signal: Signal, frame_length: int = 1024, hop_length: int = 512,
     weights = analysis_window(window, frame_length, signal.device)
     frames = signal.float().unfold(-1, frame_length, hop_length)
     spectrum = torch.fft.rfft(frames * weights)
-    return (spectrum.real.square() + spectrum.imag.square()).mean(-2)
+    power: Tensor = (spectrum.real.square() + spectrum.imag.square()).mean(-2)
+    return power
 
 
 def sequence_power(signal: Signal, rounding: float | None = None) -> Power:
@@ -190,7 +191,7 @@ def sequence_power(signal: Signal, rounding: float | None = None) -> Power:
     signal = signal.float()
     # DC is dropped, so taking the mean out first only keeps its rounding out of the other bins.
     spectrum = torch.fft.rfft(signal - signal.mean(-1, keepdim=True))[..., 1 : length // 2]
-    power = spectrum.real.square() + spectrum.imag.square()
+    power: Tensor = spectrum.real.square() + spectrum.imag.square()
     flat = 2 * power.sum(-1, keepdim=True) <= rounding**2 * length * signal.square().sum(-1, keepdim=True)
     return power.masked_fill(flat, 0.0)
 
@@ -216,7 +217,7 @@ def spectral_entropy(power: Power) -> Entropy:
     total = power.sum(-1, keepdim=True)
     p = power / total.masked_fill(total == 0, 1.0)
     # clamp keeps 0 log 0 at 0, and its gradient finite.
-    entropy = -(p * p.clamp_min(_TINY).log()).sum(-1) / math.log(power.shape[-1])
+    entropy: Tensor = -(p * p.clamp_min(_TINY).log()).sum(-1) / math.log(power.shape[-1])
     return entropy.clamp_max(1.0).masked_fill(total.squeeze(-1) == 0, math.nan)
 
 

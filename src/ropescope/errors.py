@@ -37,6 +37,11 @@ class ResultError(RopescopeError):
     """A result file is damaged, incompatible, or cannot be written."""
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of another library says, on one line."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def did_you_mean(name: str, allowed: Iterable[str]) -> str:
     """A trailing clause that lists what is allowed, near matches first.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import platform
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -24,7 +24,7 @@ from ropescope.axes import KEY, QUERY, STREAMS
 from ropescope.corpora import windows_protocol
 from ropescope.entropy import MAIN_LOBE, analysis_window, check_frames, frame_power, sequence_power, spectral_entropy
 from ropescope.errors import InputError, NonFiniteError
-from ropescope.models import model_provenance
+from ropescope.models import model_provenance, vocabulary_size
 from ropescope.probing import LayerRotation, RotaryCard, probe
 from ropescope.results import KeptNorms, build_result
 from ropescope.rotary import Pairing, pair_norms
@@ -174,7 +174,8 @@ def _reduce(heads: Heads, pairing: Pairing, frames: Frames) -> Tensor:
     flat = heads.flatten(0, 1)
     per_chunk = max(1, _CHUNK // (flat.shape[1] * pairing.pairs))
     chunks = [_reduce_chunk(chunk, pairing, frames, rounding) for chunk in flat.split(per_chunk)]
-    return torch.cat(chunks, dim=1).unflatten(1, heads.shape[:2])
+    reduced: Tensor = torch.cat(chunks, dim=1).unflatten(1, heads.shape[:2])
+    return reduced
 
 
 def _reduce_chunk(heads: Heads, pairing: Pairing, frames: Frames, rounding: float) -> Tensor:
@@ -203,10 +204,8 @@ def _average_cells(norms: Tensor, width: int) -> Tensor:
 def _run(model: PreTrainedModel, batch: TokenIds, handler: Any) -> None:
     """Run the decoder over a batch with `handler` at every attention, without head and cache."""
     with torch.no_grad(), intercepted(model, handler):
-        try:
+        with suppress(_PassEnded):
             model.get_decoder()(input_ids=batch.to(model.device), use_cache=False)
-        except _PassEnded:
-            pass
 
 
 @contextmanager
@@ -253,7 +252,7 @@ def _check_windows(model: PreTrainedModel, windows: TokenIds, frames: Frames, ba
     analysis_window(frames.window, frames.frame_length)
     if batch_size < 1:
         raise InputError(f"batch_size got {batch_size}; it is at least 1")
-    vocabulary = model.get_input_embeddings().weight.shape[0]
+    vocabulary = vocabulary_size(model)
     low, high = int(windows.min()), int(windows.max())
     if low < 0 or high >= vocabulary:
         raise InputError(

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ropescope.errors import ModelError, did_you_mean
+from ropescope.errors import ModelError, did_you_mean, first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -149,6 +149,12 @@ def model_provenance(model: PreTrainedModel) -> dict[str, object]:
     }
 
 
+def vocabulary_size(model: PreTrainedModel) -> int:
+    """Rows of the input embedding: token ids run from 0 to one less."""
+    embedding: Any = model.get_input_embeddings()
+    return int(embedding.weight.shape[0])
+
+
 def _device(device: str | torch.device, device_map: object) -> torch.device | None:
     if device_map is not None:
         if device != "auto":
@@ -169,7 +175,7 @@ def _device(device: str | torch.device, device_map: object) -> torch.device | No
     try:
         torch.empty(0, device=place)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ModelError(f"device {str(device)!r} is not available here ({_line(error)}): {allowed}") from error
+        raise ModelError(f"device {str(device)!r} is not available here ({first_line(error)}): {allowed}") from error
     return place
 
 
@@ -248,7 +254,7 @@ def _load_tokenizer(checkpoint: _Checkpoint) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(checkpoint.location, **checkpoint.options())
     except Exception as error:
-        raise ModelError(f"cannot load the tokenizer of {checkpoint.source!r}: {_line(error)}") from error
+        raise ModelError(f"cannot load the tokenizer of {checkpoint.source!r}: {first_line(error)}") from error
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise ModelError(f"{checkpoint.source!r} has no tokenizer that transformers knows")
     return tokenizer
@@ -284,7 +290,7 @@ def _load_weights(checkpoint: _Checkpoint, **options: Any) -> PreTrainedModel:
 
 def _model_error(checkpoint: _Checkpoint, error: Exception) -> ModelError:
     """The one line that tells the user what `error` of transformers comes down to."""
-    source, line = repr(checkpoint.source), _line(error)
+    source, line = repr(checkpoint.source), first_line(error)
     causes = {type(cause).__name__ for cause in (error.__cause__, error.__context__)}
     if line.startswith("Unrecognized configuration class"):
         kind = line.split("'")[1].rsplit(".")[-1]
@@ -307,11 +313,6 @@ def _model_error(checkpoint: _Checkpoint, error: Exception) -> ModelError:
     if "safetensors" in line and isinstance(error, OSError):
         return ModelError(_no_safetensors(source, []))
     return ModelError(f"cannot load {source}: {line}")
-
-
-def _line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
 
 
 def _commit(checkpoint: _Checkpoint) -> str | None:

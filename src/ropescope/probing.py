@@ -21,6 +21,7 @@ import torch
 
 from ropescope.attention import AttentionCall, intercepted
 from ropescope.errors import InputError, ProbeError
+from ropescope.models import vocabulary_size
 from ropescope.rotary import Pairing, split_pairs
 
 if TYPE_CHECKING:
@@ -176,7 +177,8 @@ class _Trajectory:
         """
         heads = torch.cat((self.query, self.key), dim=1).flatten(0, 1)
         norm = heads.norm(dim=-1, keepdim=True)
-        return heads * (norm[:, :1] / norm.clamp_min(torch.finfo(torch.float64).tiny))
+        scaled: Tensor = heads * (norm[:, :1] / norm.clamp_min(torch.finfo(torch.float64).tiny))
+        return scaled
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -206,15 +208,16 @@ def _observe(model: PreTrainedModel, places: Tensor) -> tuple[list[_Trajectory],
         seen[call.layer] = _Trajectory(call.layer, query, key, epsilon)
 
     decoder = model.get_decoder()
-    vocabulary = model.get_input_embeddings().weight.shape[0]
-    tokens = (torch.arange(_ROWS)[:, None] * 7 % vocabulary).expand(-1, len(places))
+    tokens = (torch.arange(_ROWS)[:, None] * 7 % vocabulary_size(model)).expand(-1, len(places))
     with torch.no_grad(), intercepted(model, keep), _constant_inputs(decoder), _rotary_state_kept(decoder):
         decoder(
             input_ids=tokens.to(model.device),
             position_ids=places.expand(_ROWS, -1).to(model.device),
             use_cache=False,
         )
-        known = [buffer.detach().cpu().double() for _, name, buffer in _frequency_buffers(decoder) if "orig" not in name]
+        known = [
+            buffer.detach().cpu().double() for _, name, buffer in _frequency_buffers(decoder) if "orig" not in name
+        ]
     return [seen[layer] for layer in sorted(seen)], known
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import xarray as xr
 
 from ropescope.axes import HEAD_AXIS, KEY, LAYER, PAIR, POSITION, QUERY, SEQUENCE, STREAMS
-from ropescope.errors import InputError, ResultError, did_you_mean
+from ropescope.errors import InputError, ResultError, did_you_mean, first_line
 
 SCHEMA = "ropescope-measurement"
 SCHEMA_VERSION = 1
@@ -218,7 +218,7 @@ def save(result: xr.DataTree, path: str | Path, *, overwrite: bool = True) -> Pa
         temporary.replace(target)
     except OSError as error:
         raise ResultError(
-            f"cannot write {path}: {_first_line(error)}; choose a folder that can be written and has room"
+            f"cannot write {path}: {first_line(error)}; choose a folder that can be written and has room"
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
@@ -240,7 +240,7 @@ def load(path: str | Path) -> xr.DataTree:
             tree = _without_encoding(opened.load())
     except Exception as error:  # a damaged file makes HDF5 raise almost any type
         raise ResultError(
-            f"{path} is damaged or cut short ({_first_line(error)}): copy it again or measure again"
+            f"{path} is damaged or cut short ({first_line(error)}): copy it again or measure again"
         ) from error
     _check_layout(tree, str(path))
     tree.attrs["schema_version"] = int(tree.attrs["schema_version"])
@@ -379,7 +379,7 @@ def _check_source(path: Path) -> None:
         with path.open("rb") as file:
             signature = file.read(len(HDF5_SIGNATURE))
     except OSError as error:
-        raise ResultError(f"cannot read {path}: {_first_line(error)}; check that you may read it") from error
+        raise ResultError(f"cannot read {path}: {first_line(error)}; check that you may read it") from error
     if signature != HDF5_SIGNATURE:
         raise ResultError(f"{path} is not a NetCDF4 file; give a result file written by 'ropescope measure'")
 
@@ -413,7 +413,3 @@ def _write(result: xr.DataTree, path: Path) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
