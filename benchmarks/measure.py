@@ -16,7 +16,6 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -80,9 +79,9 @@ def run(way: str, model: Any, windows: torch.Tensor) -> None:
         torch.cuda.synchronize()
 
 
-def seconds(task: Callable[[], None]) -> float:
+def seconds(way: str, model: Any, windows: torch.Tensor) -> float:
     start = time.perf_counter()
-    task()
+    run(way, model, windows)
     return time.perf_counter() - start
 
 
@@ -113,7 +112,7 @@ def compare(device: str, length: int, rounds: int, with_scipy: bool) -> None:
     ways = WAYS if with_scipy else WAYS[:2]
     for way in ways[:2]:
         run(way, model, windows)
-    times = [{way: seconds(lambda way=way: run(way, model, windows)) for way in ways} for _ in range(rounds)]
+    times = [{way: seconds(way, model, windows) for way in ways} for _ in range(rounds)]
     del model
     if device == "cuda":
         torch.cuda.empty_cache()

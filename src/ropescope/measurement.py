@@ -203,9 +203,8 @@ def _average_cells(norms: Tensor, width: int) -> Tensor:
 
 def _run(model: PreTrainedModel, batch: TokenIds, handler: Any) -> None:
     """Run the decoder over a batch with `handler` at every attention, without head and cache."""
-    with torch.no_grad(), intercepted(model, handler):
-        with suppress(_PassEnded):
-            model.get_decoder()(input_ids=batch.to(model.device), use_cache=False)
+    with torch.no_grad(), suppress(_PassEnded), intercepted(model, handler):
+        model.get_decoder()(input_ids=batch.to(model.device), use_cache=False)
 
 
 @contextmanager

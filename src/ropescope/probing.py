@@ -282,7 +282,7 @@ def _read(trajectory: _Trajectory, places: Tensor, known: list[Tensor]) -> _Read
     if drift > 2 * tolerance:
         raise ProbeError(
             f"layer {trajectory.layer}: dimensions {_extent(moving)} of {len(moving)} move with the position, but no "
-            f"pairing turns them (best is {pairing}, whose pair norms drift by {drift:.2g}, allowed {2 * tolerance:.2g}); "
+            f"pairing turns them (best is {pairing}, whose norms drift by {drift:.2g}, allowed {2 * tolerance:.2g}); "
             "this model's positions are not rotary"
         )
     frequency = _frequencies(samples, pairing, places)
