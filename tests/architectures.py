@@ -111,7 +111,7 @@ class Architecture:
     def build(
         self, dtype: torch.dtype = torch.float32, implementation: str | None = None, seed: int = 0
     ) -> PreTrainedModel:
-        """A fresh model in evaluation mode; norms and biases are random too, so that nothing drops out by being 0 or 1."""
+        """A fresh model in evaluation mode; norms and biases are random too, so that none drops out by being 0 or 1."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = transformers.AutoModelForCausalLM.from_config(

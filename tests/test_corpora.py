@@ -175,9 +175,14 @@ def test_a_growing_prefix_gives_the_tokens_of_the_whole(any_tokenizer, seed, fra
     chance = random.Random(seed)
     texts = ["".join(chance.choices(FRAGMENTS, k=fragments)) for _ in range(documents)]
     encode = corpora._encoder(any_tokenizer)
+    text = separator.join(texts)
+    whole = encode(text)
     ids, read = corpora._tokens(encode, iter(texts), separator, needed)
-    assert ids == encode(separator.join(texts))[:needed]
+    assert ids == whole[:needed]
     assert read <= len(texts)
+    part = encode(text[: chance.randrange(len(text))])
+    safe = max(0, len(part) - corpora._SLACK)
+    assert part[:safe] == whole[:safe]
 
 
 def test_no_more_is_read_than_needed(tokenizer, jsonl):

@@ -1,0 +1,100 @@
+"""The real small model on real text: values, counts and spans that an independent computation gives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from architectures import entropies_of, pair_norms_of
+from ropescope.corpora import token_windows
+from ropescope.measurement import measure
+from ropescope.models import load_model
+from ropescope.probing import probe
+
+pytestmark = pytest.mark.slow
+
+LENGTH, LAYERS, HEADS, KV_HEADS, HEAD_DIM = 4096, 30, 9, 3, 64
+WIKITEXT = Path(__file__).parents[2] / "shared" / "data" / "wikitext" / "wiki.test.raw"
+STREAMS = ("query", "key")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A result, and by layer the float64 entropies of the projections before rotation, from the very same pass."""
+
+    result: xr.DataTree
+    independent: dict[str, list[dict[str, np.ndarray]]]
+
+
+@pytest.fixture(scope="module")
+def loaded() -> tuple[PreTrainedModel, Any]:
+    return load_model("builtin", device="cpu", dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def measured(loaded: tuple[PreTrainedModel, Any]) -> Measured:
+    if not WIKITEXT.exists():
+        pytest.skip(f"the WikiText test split is not at {WIKITEXT}")
+    model, tokenizer = loaded
+    windows = token_windows(tokenizer, str(WIKITEXT), length=LENGTH, count=1)
+    independent: dict[str, list[dict[str, np.ndarray]]] = {name: [] for name in STREAMS}
+
+    def keep(stream: str, output: Tensor) -> None:
+        # The probe, too, runs the projections; its sequences are shorter.
+        if output.shape[1] == LENGTH:
+            heads = output[0].unflatten(-1, (-1, HEAD_DIM)).transpose(0, 1).numpy()
+            norms = pair_norms_of(heads, "half-split", 0, HEAD_DIM)
+            independent[stream].append(entropies_of(norms, frame_length=1024, hop_length=512))
+
+    def hook(module: nn.Module, stream: str) -> Any:
+        return module.register_forward_hook(lambda _module, _args, output: keep(stream, output))
+
+    attentions = [layer.self_attn for layer in model.model.layers]
+    hooks = [hook(attention.q_proj, "query") for attention in attentions]
+    hooks += [hook(attention.k_proj, "key") for attention in attentions]
+    result = measure(model, windows)
+    for handle in hooks:
+        handle.remove()
+    return Measured(result, independent)
+
+
+def test_card_is_the_published_one(loaded: tuple[PreTrainedModel, Any]) -> None:
+    card = probe(loaded[0])
+    theta = 100_000.0 ** (-np.arange(0, HEAD_DIM, 2) / HEAD_DIM)
+    assert [layer.layer for layer in card.layers] == list(range(LAYERS))
+    for layer in card.layers:
+        assert (layer.heads, layer.kv_heads, layer.head_dim) == (HEADS, KV_HEADS, HEAD_DIM)
+        assert str(layer.pairing) == "half-split[0:64]"
+        np.testing.assert_allclose(layer.frequency.numpy(), theta, rtol=1e-6)
+    assert str(card) == (
+        "layers 0-29: 9 query / 3 key heads of 64, half-split[0:64], 32 pairs, wavelength 6.28 to 4.38e+05 tokens"
+    )
+
+
+@pytest.mark.parametrize("stream", STREAMS)
+def test_every_layer_head_and_pair_equals_float64_before_rotation(measured: Measured, stream: str) -> None:
+    layers = measured.independent[stream]
+    assert len(layers) == LAYERS
+    for name in ("spectrum_fe", "sequence_fe", "mean_norm", "dc_share", "peak_share"):
+        expected = np.stack([layer[name] for layer in layers])
+        np.testing.assert_allclose(measured.result[stream][name].values[0], expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("stream", "bands", "of"), [("query", 1970, 8640), ("key", 1027, 2880)])
+def test_pairs_under_the_band_threshold(measured: Measured, stream: str, bands: int, of: int) -> None:
+    values = measured.result[stream].spectrum_fe
+    assert int((values < 0.2).sum()) == bands
+    assert values.size == int(values.notnull().sum()) == of
+
+
+@pytest.mark.parametrize(("name", "low", "high"), [("spectrum_fe", 0.083, 0.548), ("sequence_fe", 0.602, 0.948)])
+def test_span_of_the_query_entropies(measured: Measured, name: str, low: float, high: float) -> None:
+    values = measured.result["query"][name]
+    assert (round(float(values.min()), 3), round(float(values.max()), 3)) == (low, high)
