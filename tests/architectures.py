@@ -227,7 +227,7 @@ LLAMA4 = Architecture(
     _SMALL
     | _MIXTURE
     # floor_scale: its NoPE layers scale queries by position from there on.
-    | {"intermediate_size_mlp": 64, "interleave_moe_layer_step": 2, "attention_chunk_size": WINDOW, "floor_scale": 32},
+    | {"intermediate_size_mlp": 64, "interleave_moe_layer_step": 2, "attention_chunk_size": WINDOW, "floor_scale": 8},
     unrotated=_no_rope_layers,
 )
 GEMMA4 = Architecture(

@@ -1,7 +1,44 @@
-"""No test touches the network; set before anything imports a hub client."""
+"""What tests share: no network, a small saved model, and the real small model loaded once."""
+
+from __future__ import annotations
 
 import os
 
+# before anything imports a hub client
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tiny import byte_level_tokenizer, tiny_llama
+
+WIKITEXT = Path(__file__).parents[2] / "shared" / "data" / "wikitext" / "wiki.test.raw"
+
+
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny Llama with its tokenizer; not to be written to."""
+    folder: Path = tmp_path_factory.mktemp("models") / "tiny"
+    tiny_llama().save_pretrained(folder)
+    byte_level_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def builtin() -> Any:
+    """SmolLM2-135M-Instruct in float32 and its tokenizer; reading the file takes most of half a minute."""
+    from ropescope.models import load_model
+
+    return load_model("builtin", device="cpu", dtype="float32")
+
+
+@pytest.fixture(scope="session")
+def wikitext() -> Path:
+    """The WikiText test split as published, where the checkout has data beside it."""
+    if not WIKITEXT.exists():
+        pytest.skip(f"the WikiText test split is not at {WIKITEXT}")
+    return WIKITEXT

@@ -505,6 +505,7 @@ def run_python(code: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_measuring_needs_torch_transformers_numpy_and_xarray_alone() -> None:
     run = run_python(
         """

@@ -13,23 +13,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn.functional import cross_entropy
 
 from ropescope.errors import ModelError
 from ropescope.models import load_model, model_provenance
+from tiny import SIZES, byte_level_tokenizer, tiny_llama
 
-WIKITEXT = Path(__file__).parents[2] / "shared" / "data" / "wikitext" / "wiki.test.raw"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-SIZES = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 300,
-    "max_position_embeddings": 256,
-}
 READS_GGUF = all(importlib.util.find_spec(name) for name in ("gguf", "accelerate"))
 needs_gguf = pytest.mark.skipif(not READS_GGUF, reason="gguf and accelerate are not installed: ropescope[gguf]")
 needs_builtin = pytest.mark.skipif(
@@ -42,33 +32,6 @@ needs_builtin = pytest.mark.skipif(
 def offline(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-
-
-def byte_level_tokenizer():
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=SIZES["vocab_size"], initial_alphabet=alphabet, special_tokens=["<s>"])
-    tokenizer.train_from_iterator(["the model of the models"] * 4, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>")
-
-
-def tiny_llama(dtype=torch.bfloat16):
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    return LlamaForCausalLM(LlamaConfig(**SIZES)).to(dtype)
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    tiny_llama().save_pretrained(folder)
-    byte_level_tokenizer().save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture
@@ -450,11 +413,6 @@ def test_fingerprint_passes_over_offloaded_parameters():
     assert len(str(model_provenance(model.to("meta"))["fingerprint"])) == 64
 
 
-@pytest.fixture(scope="module")
-def builtin():
-    return load_model("builtin", device="cpu")
-
-
 @needs_builtin
 @pytest.mark.slow
 def test_builtin_is_smollm2(builtin):
@@ -468,12 +426,11 @@ def test_builtin_is_smollm2(builtin):
 
 @needs_builtin
 @pytest.mark.slow
-@pytest.mark.skipif(not WIKITEXT.is_file(), reason="WikiText is not at ../shared/data/wikitext")
-def test_builtin_has_its_known_perplexity(builtin):
+def test_builtin_has_its_known_perplexity(builtin, wikitext):
     from ropescope.corpora import token_windows
 
     model, tokenizer = builtin
-    windows = token_windows(tokenizer, WIKITEXT, length=1024, count=4)
+    windows = token_windows(tokenizer, wikitext, length=1024, count=4)
     nats = 0.0
     with torch.inference_mode():
         for window in windows:

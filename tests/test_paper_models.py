@@ -12,6 +12,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.initialization import no_init_weights
 
 from architectures import entropies_of, pair_norms_of, state_of, tokens
 from ropescope.measurement import measure
@@ -51,7 +52,7 @@ class PaperModel:
             "rope_parameters": {"rope_type": "default", "rope_theta": self.theta},
         }
         config = getattr(transformers, self.config_class)(**SMALL, **shapes, **self.settings)
-        with torch.random.fork_rng(devices=[]), transformers.initialization.no_init_weights():
+        with torch.random.fork_rng(devices=[]), no_init_weights():
             model = transformers.AutoModelForCausalLM.from_config(config)
             torch.manual_seed(0)
             with torch.no_grad():

@@ -70,7 +70,7 @@ def test_card_agrees_with_the_config(architecture: Architecture, dtype: torch.dt
 
 @rotating
 @every_dtype
-@pytest.mark.parametrize("positions", [2, 3, 48, 1000])
+@pytest.mark.parametrize("positions", [2, 48])
 def test_few_positions_suffice_where_the_model_knows_its_frequencies(
     architecture: Architecture, dtype: torch.dtype, positions: int
 ) -> None:

@@ -27,6 +27,7 @@ app = App(
     help="Which rotary position pairs of a language model carry anything, and what happens when they are turned down.",
     help_format="markdown",
     version_flags=["--version"],
+    suppress_keyboard_interrupt=False,
 )
 
 MODEL_GROUP = Group("Model", sort_key=1)
@@ -73,6 +74,10 @@ class TextOptions:
     "Number of windows."
     seed: int | None = None
     "Shuffle the documents with this seed; default the order of the corpus."
+    separator: str | None = None
+    "Between documents; default a blank line, and for WikiText nothing: its text is taken as published."
+    bos: Literal["auto", "yes", "no"] = "auto"
+    "Begin each window with the beginning-of-sequence token; auto does as the tokenizer does."
 
 
 @Parameter(name="*", group=MEASURE_GROUP)
@@ -105,9 +110,8 @@ def inspect(model: ModelName, *, options: ModelOptions = ModelOptions()) -> None
 
     loaded, _ = _load(model, options)
     card = rs.probe(loaded)
-    print(
-        f"{model}: {type(loaded).__name__}, {len(card.layers)} attention layers, {loaded.dtype}".replace("torch.", "")
-    )
+    dtype = str(loaded.dtype).removeprefix("torch.")
+    print(f"{model}: {type(loaded).__name__}, {len(card.layers)} attention layers, {dtype}")
     print(card)
 
 
@@ -259,6 +263,8 @@ def _windows(tokenizer: Any, text: TextOptions) -> Tensor:
         seed=text.seed,
         config=text.config,
         column=text.column,
+        separator=text.separator,
+        bos={"auto": "auto", "yes": True, "no": False}[text.bos],
     )
 
 
@@ -326,7 +332,7 @@ def _stem(name: str) -> str:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command; bad input exits with 2 after one line, an interrupt with 130."""
     try:
-        app(arguments, exit_on_error=False, print_error=False)
+        app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except (RopescopeError, CycloptsError) as error:
         line = " ".join(str(error).split())
         print(f"ropescope: {line}", file=sys.stderr)

@@ -1,0 +1,222 @@
+"""The command as a person types it: what it prints and writes, and one clear line with exit code 2 for bad input."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib.image
+import pytest
+
+import ropescope as rs
+from ropescope import cli
+from synthetic import synthetic_result
+from tiny import byte_level_tokenizer, tiny_llama
+
+SHORT = ["--length", "128", "--frame-length", "64", "--hop-length", "32", "--count", "2"]
+COMMANDS = ("inspect", "measure", "figures", "demo")
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "text.txt"
+    path.write_text("the model of the models\n" * 200)
+    return path
+
+
+@pytest.fixture
+def measured(saved: Path, text: Path, tmp_path: Path) -> list[str]:
+    """Arguments that measure the tiny model on a small text into result.nc."""
+    return ["measure", str(saved), "--corpus", str(text), *SHORT, "--output", str(tmp_path / "result.nc")]
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The one line that bad input is answered with."""
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(list(arguments))
+    output = capsys.readouterr()
+    assert stopped.value.code == 2
+    lines = output.err.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("ropescope: "), output.err
+    return lines[0].removeprefix("ropescope: ")
+
+
+def replaced(arguments: list[str], option: str, value: str) -> list[str]:
+    """The arguments with one option given another value."""
+    if option not in arguments:
+        return [*arguments, option, value]
+    place = arguments.index(option) + 1
+    return [*arguments[:place], value, *arguments[place + 1 :]]
+
+
+def test_inspect_prints_the_rotary_card(saved, capsys):
+    cli.main(["inspect", str(saved)])
+    output = capsys.readouterr().out
+    assert "LlamaForCausalLM, 2 attention layers, float32" in output
+    assert "layers 0-1: 4 query / 2 key heads of 8, half-split[0:8], 4 pairs, wavelength 6.28 to" in output
+
+
+def test_measure_writes_a_result_with_provenance_and_prints_a_summary(measured, saved, tmp_path, capsys):
+    cli.main(measured)
+    output = capsys.readouterr().out
+    result = rs.load(tmp_path / "result.nc")
+    assert result["query"].spectrum_fe.sizes == {"sequence": 2, "layer": 2, "head": 4, "pair": 4}
+    assert result["query"].kept_head.values.tolist() == [0, 0]
+    for word in ("bands", "outliers", "periodic", "undefined", "strongest bands", "wavelength", "result.nc"):
+        assert word in output
+    assert {path.name for path in tmp_path.iterdir()} == {"text.txt", "result.nc"}
+
+
+def test_measure_names_its_output_after_model_and_corpus(saved, text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cli.main(["measure", str(saved), "--corpus", str(text), *SHORT, "--norm-heads", "none"])
+    assert "norm" not in rs.load(tmp_path / "tiny-text-128.nc")["query"].data_vars
+
+
+def test_measure_does_not_replace_a_result_unless_told(measured, tmp_path, capsys):
+    (tmp_path / "result.nc").write_text("precious")
+    assert "result.nc: it exists" in refusal(capsys, *measured)
+    assert (tmp_path / "result.nc").read_text() == "precious"
+    cli.main([*measured, "--overwrite"])
+    rs.load(tmp_path / "result.nc")
+
+
+@pytest.mark.parametrize("extension", ["png", "svg", "pdf"])
+def test_figures_draws_panel_and_overview_of_both_streams(extension, tmp_path, capsys):
+    rs.save(synthetic_result(), tmp_path / "result.nc")
+    folder = tmp_path / "new" / "figures"
+    cli.main(["figures", str(tmp_path / "result.nc"), "--format", extension, "--output-dir", str(folder)])
+    names = {f"result-{stream}-{name}.{extension}" for stream in ("query", "key") for name in ("panel", "overview")}
+    assert {path.name for path in folder.iterdir()} == names
+    assert {Path(line).name for line in capsys.readouterr().out.split()} == names
+    if extension == "png":
+        assert all(matplotlib.image.imread(folder / name).std() > 0 for name in names)
+
+
+def test_figures_of_chosen_heads(tmp_path):
+    rs.save(synthetic_result(), tmp_path / "result.nc")
+    arguments = ["figures", str(tmp_path / "result.nc"), "--heads", "1:0", "2:1", "--stream", "query"]
+    cli.main([*arguments, "--output-dir", str(tmp_path / "out")])
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "result-query-panel.png",
+        "result-query-overview.png",
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--length", "32"], "a signal of 32 positions is shorter than one frame of 64; use at least 64 tokens"),
+        (["--length", "100000"], "0 windows, but 2 windows of 100000 tokens asked for"),
+        (["--window", "han"], "unknown analysis window 'han'; did you mean 'hann'"),
+        (["--hop-length", "0"], "hop_length got 0"),
+        (["--batch-size", "0"], "batch_size got 0"),
+        (["--norm-heads", "7:0"], "no such head: layer 7, head 0; layers are 0 to 1"),
+        (["--norm-heads", "0:9"], "no such head: layer 0, head 9; layers are 0 to 1, query heads 0 to 3"),
+        (["--norm-heads", "first"], "got head 'first'; a head reads LAYER:HEAD"),
+        (["--split", "train"], "has no splits"),
+        (["--dtype", "float12"], "unknown dtype 'float12'"),
+        (["--device", "cuda:99"], "device 'cuda:99' is not available"),
+        (["--lenght", "64"], "Unknown option: --lenght"),
+        (["--length", "many"], "unable to convert \"many\" into int"),
+    ],
+)
+def test_bad_options_of_measure(arguments, expected, measured, tmp_path, capsys):
+    assert expected in refusal(capsys, *replaced(measured, *arguments))
+    assert {path.name for path in tmp_path.iterdir()} == {"text.txt"}
+
+
+def test_bad_texts(saved, tmp_path, capsys):
+    (tmp_path / "empty.txt").touch()
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9 " * 100)
+    (tmp_path / "rows.jsonl").write_text('{"body": "the model"}\n' * 100)
+    told = {
+        name: refusal(capsys, "measure", str(saved), "--corpus", str(tmp_path / name), *SHORT, "-o", "unwritten.nc")
+        for name in ("empty.txt", "latin.txt", "rows.jsonl", "none.txt")
+    }
+    assert "is empty" in told["empty.txt"]
+    assert "is not UTF-8 text (byte 3)" in told["latin.txt"]
+    assert "has no column 'text'" in told["rows.jsonl"]
+    assert "no such file" in told["none.txt"]
+    assert not Path("unwritten.nc").exists()
+
+
+def test_bad_models(text, tmp_path, capsys):
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "wrong.gguf").write_bytes(b"not a model")
+    rest = ["--corpus", str(text), *SHORT, "-o", str(tmp_path / "r.nc")]
+    assert "cannot be reached" in refusal(capsys, "measure", "nobody/no-such-model", *rest)
+    assert "has no config.json" in refusal(capsys, "measure", str(tmp_path / "bare"), *rest)
+    assert "is not a GGUF file" in refusal(capsys, "measure", str(tmp_path / "wrong.gguf"), *rest)
+
+
+def test_weights_that_are_not_finite_are_named(text, tmp_path, capsys):
+    model = tiny_llama()
+    model.model.layers[1].self_attn.k_proj.weight.data[0] = float("nan")
+    model.save_pretrained(tmp_path / "nan")
+    byte_level_tokenizer().save_pretrained(tmp_path / "nan")
+    capsys.readouterr()
+    arguments = ["measure", str(tmp_path / "nan"), "--corpus", str(text), *SHORT, "-o", str(tmp_path / "r.nc")]
+    assert "key of layer 1, head 0 is not finite at position 0" in refusal(capsys, *arguments)
+    assert not (tmp_path / "r.nc").exists()
+
+
+def test_outputs_that_cannot_be_written_are_refused_before_the_model_is_loaded(measured, text, capsys):
+    assert "is not a folder" in refusal(capsys, *measured[:-1], str(text / "result.nc"))
+
+
+def test_bad_inputs_of_figures(tmp_path, capsys):
+    good = tmp_path / "result.nc"
+    rs.save(synthetic_result(), good)
+    (tmp_path / "cut.nc").write_bytes(good.read_bytes()[:5000])
+    assert "no result file" in refusal(capsys, "figures")
+    assert "does not exist" in refusal(capsys, "figures", str(tmp_path / "none.nc"))
+    assert "damaged or cut short" in refusal(capsys, "figures", str(tmp_path / "cut.nc"))
+    assert "got layer 99" in refusal(capsys, "figures", str(good), "--heads", "99:0", "--output-dir", str(tmp_path / "o"))
+    assert "name each head" in refusal(capsys, "figures", str(good), "--heads", "*:0")
+    assert "--stream" in refusal(capsys, "figures", str(good), "--stream", "value")
+    assert "cannot make the folder" in refusal(capsys, "figures", str(good), "--output-dir", str(good / "sub"))
+
+
+def test_ctrl_c_ends_with_one_line_and_leaves_nothing(measured, tmp_path):
+    hold = "import ropescope.measurement as m, time; m._run = lambda *a: (print('on', flush=True), time.sleep(60))"
+    process = subprocess.Popen(
+        [sys.executable, "-c", f"{hold}\nfrom ropescope.cli import main\nmain({measured!r})"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None and process.stdout.readline() == "on\n"
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert errors.strip().splitlines() == ["ropescope: interrupted; nothing was left half-written"]
+    assert {path.name for path in tmp_path.iterdir()} == {"text.txt"}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_teaches_with_an_example(command, capsys):
+    cli.main([command, "--help"])
+    output = capsys.readouterr().out
+    assert f"ropescope {command}" in output and "Example:" in output
+
+
+def test_a_pipe_gets_no_progress_bar(measured, capsys):
+    cli.main(measured)
+    assert capsys.readouterr().err == ""
+
+
+def test_python_dash_m_is_the_command():
+    finished = subprocess.run([sys.executable, "-m", "ropescope", "--version"], capture_output=True, text=True)
+    assert finished.returncode == 0 and finished.stdout.strip()
+
+
+@pytest.mark.slow
+def test_demo_measures_draws_and_says_what_to_look_at(builtin, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("ropescope.models.load_model", lambda source: builtin)
+    cli.main(["demo", "--output-dir", str(tmp_path)])
+    output = capsys.readouterr().out
+    names = {f"builtin-{stream}-{name}.png" for stream in ("query", "key") for name in ("panel", "overview")}
+    assert {path.name for path in tmp_path.iterdir()} == names | {"builtin.nc"}
+    for word in ("layers 0-29", "strongest bands", "What to look at", "ropescope measure"):
+        assert word in output
