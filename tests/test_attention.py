@@ -134,8 +134,9 @@ def test_rewriting_the_query_changes_the_logits(
     with intercepted(model, doubled_query):
         rewritten = run(model)
     assert rewritten.isfinite().all()
-    assert (rewritten - stock).abs().amax((0, 2)).min() > 0
-    assert (rewritten - stock).abs().max() > 1e-3 * stock.abs().max()
+    change = (rewritten - stock).abs().amax((0, 2)) / stock.abs().max()
+    # The first position attends to itself alone.
+    assert change[1:].min() > 1e-4
 
 
 @every_architecture

@@ -120,7 +120,7 @@ def test_figures_of_chosen_heads(tmp_path):
         (["--dtype", "float12"], "unknown dtype 'float12'"),
         (["--device", "cuda:99"], "device 'cuda:99' is not available"),
         (["--lenght", "64"], "Unknown option: --lenght"),
-        (["--length", "many"], "unable to convert \"many\" into int"),
+        (["--length", "many"], 'unable to convert "many" into int'),
     ],
 )
 def test_bad_options_of_measure(arguments, expected, measured, tmp_path, capsys):
@@ -174,7 +174,7 @@ def test_bad_inputs_of_figures(tmp_path, capsys):
     assert "no result file" in refusal(capsys, "figures")
     assert "does not exist" in refusal(capsys, "figures", str(tmp_path / "none.nc"))
     assert "damaged or cut short" in refusal(capsys, "figures", str(tmp_path / "cut.nc"))
-    assert "got layer 99" in refusal(capsys, "figures", str(good), "--heads", "99:0", "--output-dir", str(tmp_path / "o"))
+    assert "got layer 99" in refusal(capsys, "figures", str(good), "--heads", "99:0", "--output-dir", str(tmp_path))
     assert "name each head" in refusal(capsys, "figures", str(good), "--heads", "*:0")
     assert "--stream" in refusal(capsys, "figures", str(good), "--stream", "value")
     assert "cannot make the folder" in refusal(capsys, "figures", str(good), "--output-dir", str(good / "sub"))

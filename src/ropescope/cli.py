@@ -264,7 +264,7 @@ def _windows(tokenizer: Any, text: TextOptions) -> Tensor:
         config=text.config,
         column=text.column,
         separator=text.separator,
-        bos={"auto": "auto", "yes": True, "no": False}[text.bos],
+        bos="auto" if text.bos == "auto" else text.bos == "yes",
     )
 
 

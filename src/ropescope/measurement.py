@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 VARIABLES = ("spectrum_fe", "sequence_fe", "mean_norm", "dc_share", "dominant_period", "peak_share")
 # Norms of this many positions are reduced at once; the transforms need about eight times their memory.
 _CHUNK = 2**21
-_HEATMAP_CELLS = 1024
+_HEATMAP_CELLS = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ def measure(
         Windows in one forward pass, at least 1.
     norm_heads
         (layer, query head) whose norms over the first window are kept for heatmaps; None stands for every layer or
-        head. Keys keep the key head that serves the query head. More than 1024 positions are averaged to at most that.
+        head. Keys keep the key head that serves the query head. More than 512 positions are averaged to at most that.
     progress
         Show a progress bar on a terminal.
 
