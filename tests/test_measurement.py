@@ -352,13 +352,13 @@ def test_a_token_that_is_not_finite_is_placed() -> None:
     windows[3, 17] = 50
     text = (
         "query of layer 0, head 0 is not finite at position 17 (sequence 1 of its batch); "
-        "try dtype float32 or bfloat16, or another text"
+        "check the weights, or use dtype float32 or bfloat16"
     )
     with pytest.raises(NonFiniteError, match=f"^{re.escape(text)}$"):
         measure(model, windows, batch_size=2, **FRAMES)
 
 
-@pytest.mark.parametrize("scale", [1e-25, 1e-12, 1e12, 1e20])
+@pytest.mark.parametrize("scale", [1e-12, 1e12])
 def test_entropies_do_not_depend_on_the_scale_of_the_keys(scale: float) -> None:
     expected = measure(LLAMA.shared(), tokens(1, LENGTH), **FRAMES)["key"]
     model = LLAMA.build()
@@ -367,6 +367,14 @@ def test_entropies_do_not_depend_on_the_scale_of_the_keys(scale: float) -> None:
     scaled = measure(model, tokens(1, LENGTH), **FRAMES)["key"]
     for name in ("spectrum_fe", "sequence_fe", "peak_share"):
         np.testing.assert_allclose(scaled[name].values, expected[name].values, atol=1e-5)
+
+
+def test_norms_whose_power_overflows_are_refused() -> None:
+    model = LLAMA.build()
+    with torch.no_grad():
+        model.model.layers[-1].self_attn.k_proj.weight.mul_(1e20)
+    with pytest.raises(NonFiniteError, match="pair norms exceed 1e\\+13, so their power overflows float32"):
+        measure(model, tokens(1, LENGTH), **FRAMES)
 
 
 def test_a_silent_pair_is_undefined() -> None:
@@ -478,7 +486,7 @@ def test_input_that_cannot_be_measured_is_refused(windows: Tensor, options: dict
 
 
 def test_windows_longer_than_learned_positions_are_refused() -> None:
-    text = "windows of 129 tokens are longer than the 128 positions that this model has"
+    text = "129 positions are more than the 128 that this model has learned, and it rotates none"
     with pytest.raises(InputError, match=f"^{text}$"):
         measure(GPT2.shared(), tokens(1, 129), **FRAMES)
 

@@ -83,7 +83,7 @@ def test_few_positions_suffice_where_the_model_knows_its_frequencies(
 def test_measured_frequencies_agree_with_the_config(
     architecture: Architecture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(probing, "_frequency_buffers", lambda _decoder: iter(()))
+    monkeypatch.setattr(probing, "rotary_frequencies", lambda _decoder: iter(()))
     card = probe(architecture.shared())
     check_card(card, architecture, rtol=1e-3)
     assert not any(rotation.matched for rotation in card.layers)

@@ -15,13 +15,11 @@ from transformers import PreTrainedModel
 from architectures import entropies_of, pair_norms_of
 from ropescope.corpora import token_windows
 from ropescope.measurement import measure
-from ropescope.models import load_model
 from ropescope.probing import probe
 
 pytestmark = pytest.mark.slow
 
 LENGTH, LAYERS, HEADS, KV_HEADS, HEAD_DIM = 4096, 30, 9, 3, 64
-WIKITEXT = Path(__file__).parents[2] / "shared" / "data" / "wikitext" / "wiki.test.raw"
 STREAMS = ("query", "key")
 
 
@@ -34,16 +32,9 @@ class Measured:
 
 
 @pytest.fixture(scope="module")
-def loaded() -> tuple[PreTrainedModel, Any]:
-    return load_model("builtin", device="cpu", dtype="float32")
-
-
-@pytest.fixture(scope="module")
-def measured(loaded: tuple[PreTrainedModel, Any]) -> Measured:
-    if not WIKITEXT.exists():
-        pytest.skip(f"the WikiText test split is not at {WIKITEXT}")
-    model, tokenizer = loaded
-    windows = token_windows(tokenizer, str(WIKITEXT), length=LENGTH, count=1)
+def measured(builtin: tuple[PreTrainedModel, Any], wikitext: Path) -> Measured:
+    model, tokenizer = builtin
+    windows = token_windows(tokenizer, str(wikitext), length=LENGTH, count=1)
     independent: dict[str, list[dict[str, np.ndarray]]] = {name: [] for name in STREAMS}
 
     def keep(stream: str, output: Tensor) -> None:
@@ -65,8 +56,8 @@ def measured(loaded: tuple[PreTrainedModel, Any]) -> Measured:
     return Measured(result, independent)
 
 
-def test_card_is_the_published_one(loaded: tuple[PreTrainedModel, Any]) -> None:
-    card = probe(loaded[0])
+def test_card_is_the_published_one(builtin: tuple[PreTrainedModel, Any]) -> None:
+    card = probe(builtin[0])
     theta = 100_000.0 ** (-np.arange(0, HEAD_DIM, 2) / HEAD_DIM)
     assert [layer.layer for layer in card.layers] == list(range(LAYERS))
     for layer in card.layers:

@@ -15,7 +15,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ropescope.errors import ModelError
+from ropescope.axes import KEY, QUERY
+from ropescope.errors import ModelError, NonFiniteError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -45,6 +46,17 @@ class AttentionCall:
     query: Tensor
     key: Tensor
     arguments: dict[str, Any]
+
+    def check_finite(self) -> None:
+        """Raise NonFiniteError, naming layer, head and position, if a query or key is NaN or infinite."""
+        for stream, heads in ((QUERY, self.query), (KEY, self.key)):
+            bad = (~heads.isfinite()).any(-1).nonzero()
+            if len(bad):
+                sequence, head, position = bad[0].tolist()
+                raise NonFiniteError(
+                    f"{stream} of layer {self.layer}, head {head} is not finite at position {position} "
+                    f"(sequence {sequence} of its batch); check the weights, or use dtype float32 or bfloat16"
+                )
 
 
 Handler = Callable[[AttentionCall], "tuple[Tensor, Tensor] | None"]
@@ -76,12 +88,14 @@ def intercepted(model: PreTrainedModel, handler: Handler) -> Iterator[None]:
     """
     decoder = model.get_decoder()
     _check_goes_through_seam(decoder)
+    # Another model can hold the very same config object.
+    ours = {id(module) for module in decoder.modules()}
     previous = {id(config): (config, config._attn_implementation) for config in _attention_configs(decoder)}
     names: dict[str | None, str] = {}
     try:
         for config, implementation in previous.values():
             if implementation not in names:
-                names[implementation] = _register(implementation, handler)
+                names[implementation] = _register(implementation, ours, handler)
             config._attn_implementation_internal = names[implementation]
         yield
     finally:
@@ -105,7 +119,7 @@ def _attention_configs(decoder: nn.Module) -> list[PretrainedConfig]:
     return list({id(config): config for config in configs if hasattr(config, "_attn_implementation")}.values())
 
 
-def _register(implementation: str | None, handler: Handler) -> str:
+def _register(implementation: str | None, ours: set[int], handler: Handler) -> str:
     """Enter a name for our function and for the mask function of `implementation`."""
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -117,10 +131,9 @@ def _register(implementation: str | None, handler: Handler) -> str:
     def attend(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **arguments: Any
     ) -> Any:
-        call = AttentionCall(_layer_index(module), query, key, {"attention_mask": attention_mask, **arguments})
-        replaced = handler(call)
-        if replaced is not None:
-            query, key = replaced
+        if id(module) in ours:
+            call = AttentionCall(_layer_index(module), query, key, {"attention_mask": attention_mask, **arguments})
+            query, key = handler(call) or (query, key)
         with _carrying(module.config, implementation):
             original = _implementation_of(module, implementation)
             return original(module, query, key, value, attention_mask, **arguments)

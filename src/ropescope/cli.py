@@ -139,7 +139,7 @@ def measure(
         Replace the result file if it exists.
     """
     import ropescope as rs
-    from ropescope.results import check_target
+    from ropescope.files import check_target
     from ropescope.summary import summary_text
 
     norm_heads = _parse_heads(how.norm_heads)
@@ -277,6 +277,7 @@ def _draw(
     folder: Path,
 ) -> Iterable[Path]:
     from ropescope.figures import default_heads, overview, panel
+    from ropescope.files import check_target, written_whole
 
     _make_folder(folder)
     for stream in streams:
@@ -285,19 +286,9 @@ def _draw(
         for name, figure in drawn.items():
             for extension in formats:
                 path = folder / f"{stem}-{stream}-{name}.{extension}"
-                _save_figure(figure, path)
+                with written_whole(check_target(path)) as partial:
+                    figure.savefig(partial, dpi=150)
                 yield path
-
-
-def _save_figure(figure: Any, path: Path) -> None:
-    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
-    try:
-        figure.savefig(partial, dpi=150)
-        partial.replace(path)
-    except OSError as error:
-        raise ResultError(f"cannot write {path}: {error.strerror}; choose another --output-dir") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _make_folder(folder: Path) -> None:

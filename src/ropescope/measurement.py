@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 import platform
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -22,9 +22,16 @@ from tqdm import tqdm
 from ropescope.attention import AttentionCall, intercepted
 from ropescope.axes import KEY, QUERY, STREAMS
 from ropescope.corpora import windows_protocol
-from ropescope.entropy import MAIN_LOBE, analysis_window, check_frames, frame_power, sequence_power, spectral_entropy
+from ropescope.entropy import (
+    MAIN_LOBE,
+    analysis_window,
+    check_frames,
+    frame_power,
+    sequence_power,
+    spectral_entropy,
+)
 from ropescope.errors import InputError, NonFiniteError
-from ropescope.models import model_provenance, vocabulary_size
+from ropescope.models import model_provenance, undisturbed, vocabulary_size
 from ropescope.probing import LayerRotation, RotaryCard, probe
 from ropescope.results import KeptNorms, build_result
 from ropescope.rotary import Pairing, pair_norms
@@ -40,6 +47,8 @@ VARIABLES = ("spectrum_fe", "sequence_fe", "mean_norm", "dc_share", "dominant_pe
 # Norms of this many positions are reduced at once; the transforms need about eight times their memory.
 _CHUNK = 2**21
 _HEATMAP_CELLS = 512
+# The power of a longer sequence of larger norms may overflow float32.
+_LARGEST_NORM = 1e13
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +115,6 @@ def measure(
     frames = Frames(frame_length, hop_length, window)
     _check_windows(model, windows, frames, batch_size)
     card = probe(model, positions=windows.shape[1])
-    _check_positions(model, card, windows.shape[1])
     reducer = _Reducer(
         rotations={rotation.layer: rotation for rotation in card.layers},
         frames=frames,
@@ -114,12 +122,12 @@ def measure(
         cell_width=math.ceil(windows.shape[1] / _HEATMAP_CELLS),
         ends_early=not _offloaded(model),
     )
-    with _evaluating(model), tqdm(total=len(windows), unit="window", disable=None if progress else True) as bar:
+    with tqdm(total=len(windows), unit="window", disable=None if progress else True) as bar:
         for batch in windows.split(batch_size):
             _run(model, batch, reducer)
             reducer.finish_batch()
             if not reducer.finite():
-                _locate_non_finite(model, batch, card)
+                _locate_non_finite(model, batch)
             bar.update(len(batch))
     return _assemble(reducer, card, _provenance(model, windows, frames, batch_size))
 
@@ -163,9 +171,9 @@ class _Reducer:
         self.batch.clear()
 
     def finite(self) -> bool:
-        """Whether all norms of the last batch were finite."""
+        """Whether all norms of the last batch were finite, and their power too."""
         mean_norm = VARIABLES.index("mean_norm")
-        return all(np.isfinite(values[-1][mean_norm]).all() for values in self.done.values())
+        return all((values[-1][mean_norm] < _LARGEST_NORM).all() for values in self.done.values())
 
 
 def _reduce(heads: Heads, pairing: Pairing, frames: Frames) -> Tensor:
@@ -203,20 +211,8 @@ def _average_cells(norms: Tensor, width: int) -> Tensor:
 
 def _run(model: PreTrainedModel, batch: TokenIds, handler: Any) -> None:
     """Run the decoder over a batch with `handler` at every attention, without head and cache."""
-    with torch.no_grad(), suppress(_PassEnded), intercepted(model, handler):
+    with undisturbed(model), suppress(_PassEnded), intercepted(model, handler):
         model.get_decoder()(input_ids=batch.to(model.device), use_cache=False)
-
-
-@contextmanager
-def _evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """Dropout off, and every module back in the mode that it was in."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _offloaded(model: PreTrainedModel) -> bool:
@@ -224,21 +220,10 @@ def _offloaded(model: PreTrainedModel) -> bool:
     return any(hasattr(module, "_hf_hook") for module in model.modules())
 
 
-def _locate_non_finite(model: PreTrainedModel, batch: TokenIds, card: RotaryCard) -> None:
+def _locate_non_finite(model: PreTrainedModel, batch: TokenIds) -> None:
     """Run the batch again to say where the first non-finite value is."""
-
-    def look(call: AttentionCall) -> None:
-        for stream, heads in ((QUERY, call.query), (KEY, call.key)):
-            bad = (~heads.isfinite()).any(-1).nonzero()
-            if len(bad):
-                sequence, head, position = bad[0].tolist()
-                raise NonFiniteError(
-                    f"{stream} of layer {call.layer}, head {head} is not finite at position {position} "
-                    f"(sequence {sequence} of its batch); try dtype float32 or bfloat16, or another text"
-                )
-
-    _run(model, batch, look)
-    raise NonFiniteError(f"a norm overflowed float32 in one of the {len(card.layers)} layers; scale the model down")
+    _run(model, batch, AttentionCall.check_finite)
+    raise NonFiniteError(f"pair norms exceed {_LARGEST_NORM:.0e}, so their power overflows float32; check the weights")
 
 
 def _check_windows(model: PreTrainedModel, windows: TokenIds, frames: Frames, batch_size: int) -> None:
@@ -258,13 +243,6 @@ def _check_windows(model: PreTrainedModel, windows: TokenIds, frames: Frames, ba
             f"windows hold token ids from {low} to {high}, but the model's vocabulary is 0 to {vocabulary - 1}; "
             "make the windows with the model's own tokenizer"
         )
-
-
-def _check_positions(model: PreTrainedModel, card: RotaryCard, length: int) -> None:
-    """Rotary positions go on for ever; learned ones end."""
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if limit is not None and length > limit and not any(rotation.rotated.any() for rotation in card.layers):
-        raise InputError(f"windows of {length} tokens are longer than the {limit} positions that this model has")
 
 
 def _kept_heads(card: RotaryCard, wanted: Iterable[tuple[int | None, int | None]]) -> dict[int, list[int]]:

@@ -155,6 +155,38 @@ def vocabulary_size(model: PreTrainedModel) -> int:
     return int(embedding.weight.shape[0])
 
 
+@contextmanager
+def undisturbed(model: PreTrainedModel) -> Iterator[None]:
+    """Run a model without gradients and dropout, and leave it as it was.
+
+    Rotary modules whose frequencies follow the length (dynamic NTK, LongRoPE) write to themselves when they run; they
+    and every module's mode are put back on exit.
+    """
+    training = [module for module in model.modules() if module.training]
+    rotary = {id(module): module for module, _, _ in rotary_frequencies(model)}.values()
+    state = [(m, dict(m.__dict__), {n: (b, b.clone()) for n, b in m.named_buffers(recurse=False)}) for m in rotary]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, attributes, buffers in state:
+            module.__dict__.clear()
+            module.__dict__.update(attributes)
+            for name, (buffer, content) in buffers.items():
+                module._buffers[name] = buffer.copy_(content)
+        for module in training:
+            module.training = True
+
+
+def rotary_frequencies(model: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor]]:
+    """Every frequency vector that the model keeps for its rotary embeddings: module, name of the buffer, values."""
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if name.endswith("inv_freq") and buffer.ndim == 1:
+                yield module, name, buffer
+
+
 def _device(device: str | torch.device, device_map: object) -> torch.device | None:
     if device_map is not None:
         if device != "auto":

@@ -21,7 +21,7 @@ import torch
 
 from ropescope.attention import AttentionCall, intercepted
 from ropescope.errors import InputError, ProbeError
-from ropescope.models import vocabulary_size
+from ropescope.models import rotary_frequencies, undisturbed, vocabulary_size
 from ropescope.rotary import Pairing, split_pairs
 
 if TYPE_CHECKING:
@@ -35,6 +35,8 @@ _ROWS = 4
 _FLOAT32_NOISE = 2.5e-6
 # Beyond this, float32 positions times frequencies are themselves rounded too coarsely.
 _FARTHEST = 2**20
+# Radians; half precision and far positions stay well below it.
+_LINEAR = 0.25
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -141,6 +143,10 @@ def probe(model: PreTrainedModel, positions: int | None = None) -> RotaryCard:
     positions = limit if positions is None else positions
     if positions < 2:
         raise InputError(f"probe got positions={positions}; rotation shows only from 2 positions on")
+    if positions > limit and not any(rotation.rotated.any() for rotation in probe(model, limit).layers):
+        raise InputError(
+            f"{positions} positions are more than the {limit} that this model has learned, and it rotates none"
+        )
     places = _places(min(positions, _FARTHEST))
     trajectories, known = _observe(model, places)
     if not trajectories:
@@ -203,20 +209,21 @@ def _observe(model: PreTrainedModel, places: Tensor) -> tuple[list[_Trajectory],
     seen: dict[int, _Trajectory] = {}
 
     def keep(call: AttentionCall) -> None:
+        call.check_finite()
         epsilon = max(torch.finfo(call.key.dtype).eps, _FLOAT32_NOISE)
         query, key = (x.detach().cpu().double() for x in (call.query, call.key))
         seen[call.layer] = _Trajectory(call.layer, query, key, epsilon)
 
     decoder = model.get_decoder()
     tokens = (torch.arange(_ROWS)[:, None] * 7 % vocabulary_size(model)).expand(-1, len(places))
-    with torch.no_grad(), intercepted(model, keep), _constant_inputs(decoder), _rotary_state_kept(decoder):
+    with undisturbed(model), intercepted(model, keep), _constant_inputs(decoder):
         decoder(
             input_ids=tokens.to(model.device),
             position_ids=places.expand(_ROWS, -1).to(model.device),
             use_cache=False,
         )
         known = [
-            buffer.detach().cpu().double() for _, name, buffer in _frequency_buffers(decoder) if "orig" not in name
+            buffer.detach().cpu().double() for _, name, buffer in rotary_frequencies(decoder) if "orig" not in name
         ]
     return [seen[layer] for layer in sorted(seen)], known
 
@@ -248,28 +255,6 @@ def _first_everywhere(hidden: Any) -> Any:
     return hidden
 
 
-def _frequency_buffers(decoder: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor]]:
-    for module in decoder.modules():
-        for name, buffer in module.named_buffers(recurse=False):
-            if name.endswith("inv_freq") and buffer.ndim == 1:
-                yield module, name, buffer
-
-
-@contextmanager
-def _rotary_state_kept(decoder: nn.Module) -> Iterator[None]:
-    """Rotary modules whose frequencies follow the length (dynamic NTK, LongRoPE) write to themselves when run."""
-    modules = {id(module): module for module, _, _ in _frequency_buffers(decoder)}.values()
-    state = [(m, dict(m.__dict__), {n: (b, b.clone()) for n, b in m.named_buffers(recurse=False)}) for m in modules]
-    try:
-        yield
-    finally:
-        for module, attributes, buffers in state:
-            module.__dict__.clear()
-            module.__dict__.update(attributes)
-            for name, (buffer, content) in buffers.items():
-                module._buffers[name] = buffer.copy_(content)
-
-
 def _read(trajectory: _Trajectory, places: Tensor, known: list[Tensor]) -> _Reading | None:
     """Pairing and frequencies of one layer, or None if nothing moves."""
     samples = trajectory.samples()
@@ -285,7 +270,12 @@ def _read(trajectory: _Trajectory, places: Tensor, known: list[Tensor]) -> _Read
             f"pairing turns them (best is {pairing}, whose norms drift by {drift:.2g}, allowed {2 * tolerance:.2g}); "
             "this model's positions are not rotary"
         )
-    frequency = _frequencies(samples, pairing, places)
+    frequency, residual = _frequencies(samples, pairing, places)
+    if residual > _LINEAR:
+        raise ProbeError(
+            f"layer {trajectory.layer}: the angles of {pairing} are not proportional to the position (off by "
+            f"{residual:.2g} rad, allowed {_LINEAR}); such positions have no frequency"
+        )
     if (frequency * places[-1] < -tolerance).any():
         raise ProbeError(f"layer {trajectory.layer}: pairs of {pairing} turn by negative angles; this is not supported")
     return _matched(pairing, frequency, tolerance / float(places[-1]), known, len(moving))
@@ -319,8 +309,8 @@ def _norm_drift(samples: Tensor, pairing: Pairing) -> float:
     return float((drift / norm.square().mean((0, 1)).sqrt().clamp_min(torch.finfo(torch.float64).tiny)).max())
 
 
-def _frequencies(samples: Tensor, pairing: Pairing, places: Tensor) -> Tensor:
-    """Least-squares angular frequency of every pair from its unwrapped phase, rad/token, (pair,)."""
+def _frequencies(samples: Tensor, pairing: Pairing, places: Tensor) -> tuple[Tensor, float]:
+    """Least-squares angular frequency of every pair, rad/token, (pair,), and how far a phase is from its line."""
     turned = torch.complex(*split_pairs(samples, pairing))
     phase = (turned * turned[:, :1].conj()).sum(0).angle()
     frequency = torch.zeros_like(phase[0])
@@ -330,7 +320,10 @@ def _frequencies(samples: Tensor, pairing: Pairing, places: Tensor) -> Tensor:
             turns = ((frequency * place - phase[row]) / math.tau).round()
             unwrapped[row] = phase[row] + math.tau * turns
             frequency = unwrapped[row] / place
-    return (unwrapped * places[:, None]).sum(0) / places.double().square().sum()
+    frequency = (unwrapped * places[:, None]).sum(0) / places.double().square().sum()
+    present = turned[:, 0].abs().square().mean(0) > 0
+    off = (unwrapped - frequency * places[:, None])[:, present]
+    return frequency, float(off.abs().max()) if off.numel() else 0.0
 
 
 def _matched(pairing: Pairing, measured: Tensor, tolerance: float, known: list[Tensor], head_dim: int) -> _Reading:

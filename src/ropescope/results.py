@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 import xarray as xr
 
 from ropescope.axes import HEAD_AXIS, KEY, LAYER, PAIR, POSITION, QUERY, SEQUENCE, STREAMS
 from ropescope.errors import InputError, ResultError, did_you_mean, first_line
+from ropescope.files import check_target, written_whole
 
 SCHEMA = "ropescope-measurement"
 SCHEMA_VERSION = 1
@@ -169,26 +168,6 @@ def wavelength(result: xr.DataTree) -> xr.DataArray:
     return turn.assign_attrs(_attributes("wavelength", "token"))
 
 
-def check_target(path: str | Path, *, overwrite: bool = True) -> Path:
-    """Say before a long measurement whether `save` could write there; give the full path.
-
-    Raises
-    ------
-    ResultError
-        The folder is missing or cannot be written, the path is a folder, or the file exists and must stay.
-    """
-    target = Path(path).resolve()
-    if not target.parent.is_dir():
-        raise ResultError(f"cannot write {target}: {target.parent} is not a folder; make it first")
-    if target.is_dir():
-        raise ResultError(f"cannot write {target}: it is a folder; give a file name such as result.nc")
-    if target.exists() and not overwrite:
-        raise ResultError(f"cannot write {target}: it exists; allow overwriting or choose another name")
-    if not os.access(target.parent, os.W_OK):
-        raise ResultError(f"cannot write {target}: no permission; choose a folder that can be written")
-    return target
-
-
 def save(result: xr.DataTree, path: str | Path, *, overwrite: bool = True) -> Path:
     """Write a result as one NetCDF4 file, whole or not at all.
 
@@ -212,16 +191,8 @@ def save(result: xr.DataTree, path: str | Path, *, overwrite: bool = True) -> Pa
     """
     _check_layout(result, "result to save")
     target = check_target(path, overwrite=overwrite)
-    temporary = target.with_name(f".{uuid4().hex}.tmp")
-    try:
-        _write(result, temporary)
-        temporary.replace(target)
-    except OSError as error:
-        raise ResultError(
-            f"cannot write {path}: {first_line(error)}; choose a folder that can be written and has room"
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with written_whole(target) as partial:
+        _write(result, partial)
     return target
 
 
@@ -409,7 +380,4 @@ def _write(result: xr.DataTree, path: Path) -> None:
     }
     # through memory, since HDF5 on a full disk also complains from its destructors
     content = _without_encoding(result).to_netcdf(engine="h5netcdf", encoding=encoding)
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    path.write_bytes(content)

@@ -1,0 +1,217 @@
+"""Perplexity of a model on token windows, without ever holding the logits of a whole window."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.nn.functional import cross_entropy
+from tqdm import tqdm
+
+from ropescope.corpora import windows_protocol
+from ropescope.errors import InputError, ModelError, NonFiniteError
+from ropescope.models import undisturbed, vocabulary_size
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from ropescope.axes import TokenIds
+
+# Logits held at once: 32 MiB in float32.
+_LOGITS = 2**23
+
+
+@dataclass(frozen=True, eq=False)
+class Perplexity:
+    r"""Perplexity of a model on a text, with what it was made of.
+
+    Parameters
+    ----------
+    value
+        exp(nats / tokens), at least 1.
+    nats
+        Negative log likelihood of all scored tokens, summed in float64.
+    tokens
+        Number of scored tokens.
+    window_nats, window_tokens
+        The same per window, (window).
+    protocol
+        How windows were made, what of them was scored, and in which dtype the model ran.
+    """
+
+    value: float
+    nats: float
+    tokens: int
+    window_nats: np.ndarray
+    window_tokens: np.ndarray
+    protocol: dict[str, object]
+
+    def __str__(self) -> str:
+        return f"perplexity {self.value:.4g} over {self.tokens} tokens of {len(self.window_nats)} windows"
+
+
+def perplexity(
+    model: PreTrainedModel,
+    windows: TokenIds,
+    *,
+    stride: int | None = None,
+    batch_size: int = 1,
+    progress: bool = False,
+) -> Perplexity:
+    r"""Perplexity of a causal language model as it stands, interventions that are open included.
+
+    .. math:: \exp\Big(\frac{1}{N} \sum_{w} \sum_{n} -\ln p(x_{w,n} \mid x_{w,<n})\Big)
+
+    The logits are the model's own (soft cap, logit scale and head bias included), made for a few positions at a time.
+
+    Parameters
+    ----------
+    model
+        Any transformers causal language model.
+    windows
+        Token ids, shape (sequence, position), at least 2 positions, as :func:`ropescope.token_windows` gives them.
+    stride
+        Score only the last `stride` tokens of each window, 1 to length - 1, the earlier ones being context; for
+        windows of a text that start `stride` tokens apart. None scores every token but a window's first.
+    batch_size
+        Windows in one forward pass, at least 1.
+    progress
+        Show a progress bar on a terminal.
+
+    Returns
+    -------
+    Perplexity
+        With nats per window, and the protocol.
+
+    Raises
+    ------
+    InputError
+        If the windows are empty, too short or of another vocabulary, or stride or batch size are out of range.
+    NonFiniteError
+        If the model gives a token no finite probability.
+
+    Examples
+    --------
+    >>> perplexity(model, windows).value  # doctest: +SKIP
+    23.237
+    """
+    _check_windows(model, windows)
+    scored = scored_tokens(windows, stride)
+    if batch_size < 1:
+        raise InputError(f"batch_size got {batch_size}; it is at least 1")
+    nats: list[np.ndarray] = []
+    with undisturbed(model), tqdm(total=len(windows), unit="window", disable=None if progress else True) as bar:
+        for batch in windows.split(batch_size):
+            of_tokens = _token_nats(model, batch, scored)
+            _check_finite(of_tokens, len(nats))
+            nats.extend(of_tokens.sum(-1))
+            bar.update(len(batch))
+    return _summed(np.array(nats), scored, protocol(model, windows, stride, batch_size))
+
+
+def scored_tokens(windows: TokenIds, stride: int | None) -> int:
+    """Tokens of each window that are scored.
+
+    Raises
+    ------
+    InputError
+        If the stride is out of range.
+    """
+    most = windows.shape[1] - 1
+    if stride is not None and not 1 <= stride <= most:
+        raise InputError(f"stride got {stride}; it is 1 to {most} for windows of {most + 1} tokens, or None for all")
+    return most if stride is None else stride
+
+
+def protocol(model: PreTrainedModel, windows: TokenIds, stride: int | None, batch_size: int) -> dict[str, object]:
+    """Say what a perplexity of this model on these windows means, in values that JSON can hold."""
+    scored = "every token but a window's first" if stride is None else f"the last {stride} tokens of each window"
+    numbers = {"dtype": str(model.dtype).removeprefix("torch."), "batch_size": batch_size}
+    return {**windows_protocol(windows), "stride": stride, "scored": scored, **numbers}
+
+
+def _summed(nats: np.ndarray, scored: int, protocol: dict[str, object]) -> Perplexity:
+    total, tokens = float(nats.sum()), scored * len(nats)
+    with np.errstate(over="ignore"):
+        value = float(np.exp(total / tokens))
+    return Perplexity(value, total, tokens, nats, np.full(len(nats), scored), protocol)
+
+
+def _token_nats(model: PreTrainedModel, batch: TokenIds, scored: int) -> np.ndarray:
+    """Nats of the last `scored` tokens of every window, (window, token)."""
+    ids = batch.to(model.device)
+    output = model.get_decoder()(input_ids=ids, use_cache=False, return_dict=True)
+    hidden = output.last_hidden_state[:, -scored - 1 : -1].flatten(0, 1)
+    targets = ids[:, -scored:].flatten()
+    size = max(1, _LOGITS // vocabulary_size(model))
+    chunks = zip(hidden.split(size), targets.split(size), strict=True)
+    nats = [_cross_entropy(_logits(model, output, part, wanted), wanted) for part, wanted in chunks]
+    return torch.cat(nats).unflatten(0, (len(batch), scored)).cpu().double().numpy()
+
+
+def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    return cross_entropy(logits.float(), targets.to(logits.device), reduction="none")
+
+
+def _logits(model: PreTrainedModel, output: Any, hidden: Tensor, ids: Tensor) -> Tensor:
+    """The model's own logits for hidden states that its decoder gave, (position, vocabulary)."""
+    with _decoder_giving(model, replace(output, last_hidden_state=hidden[None])) as calls:
+        logits: Tensor = model(input_ids=ids[None], use_cache=False, return_dict=True).logits
+    if len(calls) != 1 or logits.shape[:2] != (1, len(hidden)):
+        raise ModelError(f"{type(model).__name__} does not make its logits from its decoder's output alone")
+    return logits[0]
+
+
+@contextmanager
+def _decoder_giving(model: PreTrainedModel, output: Any) -> Iterator[list[None]]:
+    """Let the decoder return `output` without running: what remains of the model's forward is its head.
+
+    That keeps soft caps, scales and biases of heads where they are written, in the model.
+    """
+    decoder: Any = model.get_decoder()
+    own = vars(decoder).get("forward")
+    calls: list[None] = []
+
+    def give(*_args: Any, **_kwargs: Any) -> Any:
+        calls.append(None)
+        return output
+
+    decoder.forward = give
+    try:
+        yield calls
+    finally:
+        del decoder.forward
+        if own is not None:
+            decoder.forward = own
+
+
+def _check_windows(model: PreTrainedModel, windows: TokenIds) -> None:
+    if windows.ndim != 2 or windows.dtype.is_floating_point or windows.dtype == torch.bool or windows.shape[0] == 0:
+        raise InputError(
+            f"windows got shape {tuple(windows.shape)}, {windows.dtype}; it takes token ids of shape "
+            "(sequence, position) with at least one sequence"
+        )
+    if windows.shape[1] < 2:
+        raise InputError(f"windows got {windows.shape[1]} positions; a perplexity needs at least 2 tokens in a window")
+    vocabulary = vocabulary_size(model)
+    low, high = int(windows.min()), int(windows.max())
+    if low < 0 or high >= vocabulary:
+        raise InputError(
+            f"windows hold token ids from {low} to {high}, but the model's vocabulary is 0 to {vocabulary - 1}; "
+            "make the windows with the model's own tokenizer"
+        )
+
+
+def _check_finite(nats: np.ndarray, first: int) -> None:
+    bad = np.argwhere(~np.isfinite(nats))
+    if len(bad):
+        window, token = bad[0]
+        raise NonFiniteError(
+            f"the model gives token {token + 1} of the scored ones in window {first + window} no finite probability; "
+            "check the weights, or use dtype float32 or bfloat16"
+        )

@@ -1,0 +1,227 @@
+"""Turn selected rotary pairs down, or take their rotation away, while a context is open.
+
+Both act on q and k where attention receives them, for every forward, `generate` with a cache, and padded batches, nest
+with each other, and leave nothing behind.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from ropescope.attention import AttentionCall, intercepted
+from ropescope.axes import KEY, QUERY
+from ropescope.errors import InputError
+from ropescope.masks import PairMask
+from ropescope.models import model_provenance
+from ropescope.probing import LayerRotation, RotaryCard, probe
+from ropescope.rotary import Pairing, rotate
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+Alpha = float | Mapping[str, Any]
+
+
+@contextmanager
+def weighted_rope(
+    model: PreTrainedModel, mask: PairMask, alpha: Alpha, *, allow_any_alpha: bool = False
+) -> Iterator[None]:
+    r"""Weighted RoPE: scale the selected pairs of q and k by alpha while the context is open.
+
+    .. math:: q^{(j)*} = \alpha_q q^{(j)}, \quad k^{(j)*} = \alpha_k k^{(j)}
+
+    with :math:`\alpha` where the stream's own mask selects the pair, else 1, so the part of pair j in a logit is
+    scaled by :math:`\alpha_q \alpha_k`. Both factors are folded into the query: q·k is bilinear, so this is exact,
+    and cached keys are never written to.
+
+    Parameters
+    ----------
+    model
+        The model that the mask was selected on; :meth:`PairMask.for_any_model` lifts the check of its weights.
+    mask
+        The pairs to scale.
+    alpha
+        Weight of the selected pairs, 0 to 1; or weights per pair, a mapping of "query" and "key" to arrays of the
+        mask's shape. 1 leaves the logits bit-equal.
+    allow_any_alpha
+        Take finite weights outside [0, 1] too.
+
+    Raises
+    ------
+    InputError
+        If the mask does not fit the model, or alpha is out of range.
+
+    References
+    ----------
+    Frequency Entropy paper, section 4.1, equation 7.
+
+    Examples
+    --------
+    >>> with weighted_rope(model, mask, alpha=0.1):  # doctest: +SKIP
+    ...     model.generate(**inputs)
+    """
+    card = fitting_card(model, mask)
+    weights = query_weights(card, mask, alpha, allow_any_alpha)
+
+    def scale(call: AttentionCall) -> tuple[Tensor, Tensor] | None:
+        weight = weights.get(call.layer)
+        return None if weight is None else (call.query * _on(weight, call.query), call.key)
+
+    with intercepted(model, scale):
+        yield
+
+
+@contextmanager
+def derotated(model: PreTrainedModel, mask: PairMask, *, strength: float = 1.0) -> Iterator[None]:
+    r"""Take the rotation of the selected pairs away while the context is open: they become NoPE.
+
+    A query at position n is turned back by :math:`s\,\theta_j n`, a key at position m by :math:`s\,\theta_j m`, so
+    the part of pair j in a logit depends on the distance by :math:`(1-s)\,\theta_j (n - m)` only. q and k of a pair
+    turn together, hence a pair that either stream selects, in any head of a key head's group, is derotated for that
+    whole group. Positions are counted along the key axis: they must be consecutive, as they are in forwards,
+    generation with a growing cache, sliding windows and padded batches (not with a preallocated static cache).
+
+    Parameters
+    ----------
+    model, mask
+        As in :func:`weighted_rope`.
+    strength
+        Share s of the rotation to take away, 0 to 1. 0 leaves the logits bit-equal.
+
+    Raises
+    ------
+    InputError
+        If the mask does not fit the model, or the strength is out of range.
+
+    Examples
+    --------
+    >>> with derotated(model, mask):  # doctest: +SKIP
+    ...     model(input_ids).logits
+    """
+    _check_share("strength", strength)
+    card = fitting_card(model, mask)
+    speeds = _derotation_speeds(card, mask, strength)
+
+    def turn_back(call: AttentionCall) -> tuple[Tensor, Tensor] | None:
+        if call.layer not in speeds:
+            return None
+        pairing, speed = speeds[call.layer]
+        groups = call.query.shape[1] // call.key.shape[1]
+        keys = torch.arange(call.key.shape[2], dtype=torch.float64, device=call.key.device)
+        queries = keys[call.key.shape[2] - call.query.shape[2] :]
+        speed = speed.to(call.key.device)
+        key = rotate(call.key, -keys[:, None] * speed, pairing)
+        query = rotate(call.query, -queries[:, None] * speed.repeat_interleave(groups, 0), pairing)
+        return query, key
+
+    with intercepted(model, turn_back):
+        yield
+
+
+def fitting_card(model: PreTrainedModel, mask: PairMask) -> RotaryCard:
+    """The model's rotations, once it is clear that the mask belongs to it.
+
+    Raises
+    ------
+    InputError
+        If layers, heads, pairing or weights are others than those the mask was selected on.
+    """
+    card = probe(model)
+    layers = [rotation.layer for rotation in card.layers]
+    if layers != mask.layers:
+        raise InputError(
+            f"the mask is for {len(mask.layers)} layers, the model has {len(layers)}; select on this model"
+        )
+    for row, rotation in enumerate(card.layers):
+        wanted = (rotation.heads, rotation.kv_heads, str(rotation.pairing))
+        got = (_heads(mask, QUERY, row), _heads(mask, KEY, row), mask.pairing[row])
+        if got != wanted:
+            raise InputError(
+                f"layer {rotation.layer} has {wanted[0]} query and {wanted[1]} key heads paired {wanted[2]}, but the "
+                f"mask is for {got[0]} and {got[1]} paired {got[2]}; select on this model"
+            )
+    measured = mask.provenance.get("measured", {}).get("model", {})
+    if "fingerprint" in measured and measured["fingerprint"] != model_provenance(model)["fingerprint"]:
+        raise InputError(
+            f"the mask was selected on other weights ({measured.get('id')}) than this model's; select on this model, "
+            "or take mask.for_any_model()"
+        )
+    return card
+
+
+def query_weights(card: RotaryCard, mask: PairMask, alpha: Alpha, allow_any_alpha: bool = False) -> dict[int, Tensor]:
+    """Factor of every query dimension, (head, 1, head_dim), by layer; layers where all are 1 are left out."""
+    found = {}
+    for row, rotation in enumerate(card.layers):
+        query, key = (_pair_weights(mask, alpha, stream, row, rotation, allow_any_alpha) for stream in (QUERY, KEY))
+        groups = rotation.heads // rotation.kv_heads
+        weight = _over_dimensions(query * key.repeat_interleave(groups, 0), rotation)
+        if (weight != 1).any():
+            found[rotation.layer] = weight[:, None]
+    return found
+
+
+def _pair_weights(
+    mask: PairMask, alpha: Alpha, stream: str, row: int, rotation: LayerRotation, allow_any: bool
+) -> Tensor:
+    """Weight of every pair of a layer, (head, pair)."""
+    heads = rotation.heads if stream == QUERY else rotation.kv_heads
+    chosen = torch.from_numpy(mask.streams()[stream].values[row, :heads, : rotation.pairing.pairs])
+    if not isinstance(alpha, Mapping):
+        _check_alpha(float(alpha), allow_any)
+        return torch.where(chosen, float(alpha), 1.0)
+    values = np.asarray(alpha[stream], dtype=np.float32)
+    if values.shape != mask.streams()[stream].shape:
+        raise InputError(f"weights of {stream} have shape {values.shape}; the mask's is {mask.streams()[stream].shape}")
+    mine = torch.from_numpy(values[row, :heads, : rotation.pairing.pairs])
+    for extreme in (float(mine.min()), float(mine.max())):
+        _check_alpha(extreme, allow_any)
+    return torch.where(chosen, mine, 1.0)
+
+
+def _over_dimensions(weight: Tensor, rotation: LayerRotation) -> Tensor:
+    """Spread weights per pair, (head, pair), over the head's dimensions, (head, head_dim); 1 outside the block."""
+    pairing = rotation.pairing
+    spread = torch.ones(weight.shape[0], rotation.head_dim)
+    both = torch.cat((weight, weight), -1) if pairing.style == "half-split" else weight.repeat_interleave(2, -1)
+    spread[:, pairing.start : pairing.stop] = both
+    return spread
+
+
+def _derotation_speeds(card: RotaryCard, mask: PairMask, strength: float) -> dict[int, tuple[Pairing, Tensor]]:
+    """Angle to take away per token, (kv_head, 1, pair), by layer; layers where nothing is to be taken are left out."""
+    found = {}
+    for row, rotation in enumerate(card.layers):
+        pairs = rotation.pairing.pairs
+        query, key = (torch.from_numpy(mask.streams()[stream].values[row, :, :pairs]) for stream in (QUERY, KEY))
+        grouped = query[: rotation.heads].unflatten(0, (rotation.kv_heads, -1)).any(1)
+        speed = (grouped | key[: rotation.kv_heads]) * rotation.frequency * strength
+        if speed.any():
+            found[rotation.layer] = (rotation.pairing, speed[:, None])
+    return found
+
+
+def _heads(mask: PairMask, stream: str, row: int) -> int:
+    return int(mask.present(stream).values[row].any(-1).sum())
+
+
+def _on(weight: Tensor, like: Tensor) -> Tensor:
+    return weight.to(device=like.device, dtype=like.dtype)
+
+
+def _check_alpha(alpha: float, allow_any: bool) -> None:
+    if allow_any and math.isfinite(alpha):
+        return
+    _check_share("alpha", alpha, "; allow_any_alpha=True takes other finite weights")
+
+
+def _check_share(name: str, value: float, hint: str = "") -> None:
+    if not 0 <= value <= 1:
+        raise InputError(f"{name} got {value}; it is a number from 0 to 1{hint}")

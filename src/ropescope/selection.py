@@ -1,0 +1,264 @@
+"""Select rotary pairs of a result by an expression, and draw the controls that a selection is judged against.
+
+Expressions are parsed and checked node by node, and computed on the labelled arrays; nothing in them runs as Python.
+"""
+
+from __future__ import annotations
+
+import ast
+import operator
+from collections.abc import Callable, Mapping
+from functools import reduce
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from ropescope.axes import HEAD_AXIS, LAYER, PAIR, STREAMS
+from ropescope.errors import InputError, did_you_mean
+from ropescope.masks import PairMask
+from ropescope.results import PAIR_VARIABLES, ROTARY, mean_over_sequences, provenance, stream_data
+
+# Section 4, figure 3 and table 1 of the paper.
+NAMED = {
+    "bands": "spectrum_fe < 0.2",
+    "spectrum-outliers": "spectrum_fe > 0.4",
+    "periodic": "sequence_fe < 0.6",
+    "table1": "spectrum_fe > 0.4 or sequence_fe < 0.6",
+}
+NAMES = (*PAIR_VARIABLES, LAYER, "head", PAIR, "frequency", "rotated")
+_MAX_CHARACTERS = 1000
+_MAX_NESTING = 50
+_COMPARISONS: Mapping[type, Callable[[Any, Any], Any]] = {
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+    ast.Eq: operator.eq,
+    ast.NotEq: operator.ne,
+}
+
+
+def select(result: xr.DataTree, expression: str) -> PairMask:
+    """Select the pairs of a result for which an expression holds, each stream by its own values.
+
+    Parameters
+    ----------
+    result
+        What :func:`ropescope.measure` gave; entropies count as their mean over the sequences.
+    expression
+        Comparisons (chained too) of `spectrum_fe`, `sequence_fe`, `mean_norm`, `dc_share`, `dominant_period`,
+        `peak_share`, `layer`, `head` (key head for keys), `pair`, `frequency` (rad/token), `rotated` and numbers,
+        joined by `and`, `or`, `not` and parentheses; or a selection of the paper by name: "bands",
+        "spectrum-outliers", "periodic", "table1".
+
+    Returns
+    -------
+    PairMask
+        A value that is not defined (NaN) satisfies no comparison, whichever way it points, nor its negation.
+
+    Raises
+    ------
+    InputError
+        If the expression does not parse, names something unknown, or is not made of the parts above.
+
+    References
+    ----------
+    Frequency Entropy paper, section 4.1, equation 7.
+
+    Examples
+    --------
+    >>> mask = select(result, "spectrum_fe > 0.4 or sequence_fe < 0.6")  # doctest: +SKIP
+    """
+    tree = _parse(NAMED.get(expression, expression))
+    streams = {}
+    for stream in STREAMS:
+        values = _values(result, stream)
+        holds, defined = _evaluate(tree, values)
+        present = values["mean_norm"].notnull()
+        streams[stream] = (holds & defined & present).transpose(*present.dims), present
+    return PairMask(
+        query=streams["query"][0],
+        key=streams["key"][0],
+        query_present=streams["query"][1],
+        key_present=streams["key"][1],
+        pairing=tuple(result[ROTARY].to_dataset()["pairing"].values.tolist()),
+        provenance={"selection": expression, "measured": provenance(result)},
+    )
+
+
+def matched_random(mask: PairMask, seed: int) -> PairMask:
+    """Random pairs, as many in every layer and head as the mask selects: the control for what a selection proves.
+
+    Parameters
+    ----------
+    mask
+        The selection to be matched.
+    seed
+        Seed of NumPy's default generator.
+
+    Returns
+    -------
+    PairMask
+        Drawn without replacement from all pairs of the head, selected ones included.
+    """
+    random = np.random.default_rng(seed)
+    return _redrawn(mask, f"random pairs, seed {seed}", lambda present: random.random(present.shape))
+
+
+def lowest_norm(mask: PairMask, result: xr.DataTree) -> PairMask:
+    """The pairs of lowest mean norm, as many in every layer and head as the mask selects.
+
+    Parameters
+    ----------
+    mask
+        The selection to be matched.
+    result
+        The result that it was selected from, or another one of the same shape.
+
+    Returns
+    -------
+    PairMask
+        What turning down the quietest pairs would do: a selection should matter more, or less, than that.
+
+    Raises
+    ------
+    InputError
+        If the result has other layers, heads or pairs than the mask.
+    """
+    norms = {stream: _values(result, stream)["mean_norm"] for stream in STREAMS}
+    for stream, array in mask.streams().items():
+        if norms[stream].shape != array.shape:
+            raise InputError(f"the mask has {dict(array.sizes)} {stream} pairs, the result {dict(norms[stream].sizes)}")
+    ordered = iter([norms[stream].values for stream in STREAMS])
+    return _redrawn(mask, "pairs of lowest mean norm", lambda present: next(ordered))
+
+
+def _redrawn(mask: PairMask, name: str, scores: Callable[[np.ndarray], np.ndarray]) -> PairMask:
+    """Select, in every head, the pairs of lowest score, as many as the mask does."""
+    drawn = {}
+    for stream, chosen in mask.streams().items():
+        present = mask.present(stream).values
+        rank = np.where(present, scores(present), np.inf).argsort(-1).argsort(-1)
+        drawn[stream] = chosen.copy(data=rank < chosen.values.sum(-1, keepdims=True))
+    return mask.replaced(drawn["query"], drawn["key"], f"{name}, matched to: {mask.provenance['selection']}")
+
+
+def _values(result: xr.DataTree, stream: str) -> dict[str, xr.DataArray]:
+    """Every name of an expression as an array that broadcasts over (layer, head or kv_head, pair)."""
+    data = mean_over_sequences(stream_data(result, stream))
+    rotary = result[ROTARY].to_dataset()
+    own = {str(name): data[name] for name in PAIR_VARIABLES}
+    places = {LAYER: data[LAYER], "head": data[HEAD_AXIS[stream]], PAIR: data[PAIR]}
+    return own | places | {"frequency": rotary["frequency"], "rotated": rotary["rotated"]}
+
+
+def _parse(expression: str) -> ast.expr:
+    if len(expression) > _MAX_CHARACTERS:
+        raise InputError(f"got an expression of {len(expression)} characters; at most {_MAX_CHARACTERS} are allowed")
+    try:
+        tree = ast.parse(expression.strip(), mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        where = f" at character {error.offset}" if isinstance(error, SyntaxError) and error.offset else ""
+        raise InputError(
+            f"cannot parse {expression!r}{where}; a selection reads like 'spectrum_fe < 0.2 and layer >= 4', "
+            f"or is one of {', '.join(NAMED)}"
+        ) from error
+    _check(tree, expression)
+    if not _is_condition(tree):
+        raise InputError(f"{expression!r} is no condition; compare it with a number, as in 'spectrum_fe < 0.2'")
+    return tree
+
+
+def _check(node: ast.expr, expression: str, depth: int = 0) -> None:
+    """Refuse every node but comparisons, names, numbers and the logic that joins them."""
+    if depth > _MAX_NESTING:
+        raise InputError(f"the expression nests deeper than {_MAX_NESTING} levels; write it flatter")
+    match node:
+        case ast.BoolOp(values=values):
+            _check_conditions(values, expression, depth)
+        case ast.UnaryOp(op=ast.Not(), operand=operand):
+            _check_conditions([operand], expression, depth)
+        case ast.UnaryOp(op=ast.USub() | ast.UAdd(), operand=ast.Constant(value=int() | float())):
+            pass
+        case ast.Compare(left=left, ops=ops, comparators=comparators):
+            _check_comparison([left, *comparators], ops, expression, depth)
+        case ast.Name(id=name):
+            if name not in NAMES:
+                hint = f"; as a whole expression, {', '.join(NAMED)} are names too" if name in NAMED else ""
+                raise InputError(f"unknown name {name!r} in {expression!r}; {did_you_mean(name, NAMES)}{hint}")
+        case ast.Constant(value=bool() | int() | float()):
+            pass
+        case _:
+            raise InputError(
+                f"{ast.unparse(node)!r} is not allowed in a selection; use names, numbers, comparisons, and, or, not"
+            )
+
+
+def _check_conditions(nodes: list[ast.expr], expression: str, depth: int) -> None:
+    for node in nodes:
+        _check(node, expression, depth + 1)
+        if not _is_condition(node):
+            raise InputError(f"{ast.unparse(node)!r} in {expression!r} is no condition; compare it with a number")
+
+
+def _check_comparison(terms: list[ast.expr], ops: list[ast.cmpop], expression: str, depth: int) -> None:
+    for op in ops:
+        if type(op) not in _COMPARISONS:
+            raise InputError(
+                f"only < <= > >= == != compare in a selection, got {ast.unparse(terms[0])!r} in {expression!r}"
+            )
+    for term in terms:
+        _check(term, expression, depth + 1)
+        if not isinstance(term, ast.Name | ast.Constant | ast.UnaryOp) or _is_condition(term):
+            raise InputError(f"{ast.unparse(term)!r} in {expression!r} is a condition; only names and numbers compare")
+
+
+def _is_condition(node: ast.expr) -> bool:
+    if isinstance(node, ast.Name):
+        return node.id == "rotated"
+    if isinstance(node, ast.UnaryOp):
+        return isinstance(node.op, ast.Not)
+    return isinstance(node, ast.BoolOp | ast.Compare)
+
+
+def _evaluate(node: ast.expr, values: Mapping[str, xr.DataArray]) -> tuple[Any, Any]:
+    """Truth of a condition, and whether it is defined: false if anything it rests on is NaN."""
+    match node:
+        case ast.UnaryOp(operand=operand):
+            holds, defined = _evaluate(operand, values)
+            return ~holds, defined
+        case ast.BoolOp(op=op, values=parts):
+            return _join(isinstance(op, ast.And), [_evaluate(part, values) for part in parts])
+        case ast.Compare(left=left, ops=ops, comparators=comparators):
+            terms = [_term(term, values) for term in (left, *comparators)]
+            links = [_COMPARISONS[type(op)](*pair) for op, pair in zip(ops, pairwise(terms), strict=True)]
+            return reduce(operator.and_, links), reduce(operator.and_, [term == term for term in terms])
+        case _:
+            flag = _term(node, values)
+            return flag, flag == flag
+
+
+def _join(conjunction: bool, parts: list[tuple[Any, Any]]) -> tuple[Any, Any]:
+    """Three-valued `and`, `or`: one defined false (true) decides, whatever the others are."""
+    holds, defined = parts[0]
+    for other, other_defined in parts[1:]:
+        if conjunction:
+            decided = (defined & ~holds) | (other_defined & ~other)
+            holds, defined = holds & other, (defined & other_defined) | decided
+        else:
+            decided = (defined & holds) | (other_defined & other)
+            holds, defined = (defined & holds) | (other_defined & other), (defined & other_defined) | decided
+    return holds, defined
+
+
+def _term(node: ast.expr, values: Mapping[str, xr.DataArray]) -> Any:
+    match node:
+        case ast.Name(id=name):
+            return values[name]
+        case ast.UnaryOp(op=op, operand=ast.Constant(value=value)):
+            return np.float64(value) * (-1 if isinstance(op, ast.USub) else 1)  # type: ignore[arg-type]
+        case ast.Constant(value=value):
+            return np.float64(value)  # type: ignore[arg-type]
+    raise AssertionError("checked before")  # pragma: no cover
