@@ -235,7 +235,8 @@ What to look at
              band, a pair whose norm is high and steady. Dark in SequenceFE: a pair that beats with a period.
   panel      Three heads worth a look. Where SpectrumFE dips to the dotted floor, the heatmap below shows a bright
              steady row: that pair is a band. Where SequenceFE falls below the white-noise line, the row has a rhythm.
-  next       ropescope measure YOUR-MODEL --count 8, then ropescope figures on the file it names."""
+  next       ropescope measure YOUR-MODEL --count 8, then ropescope figures on the file it names
+             (in a checkout the command is .venv/bin/ropescope)."""
 
 
 def _load(model: str, options: ModelOptions) -> tuple[Any, Any]:

@@ -100,10 +100,7 @@ def perplexity(
     >>> perplexity(model, windows).value  # doctest: +SKIP
     23.237
     """
-    _check_windows(model, windows)
-    scored = scored_tokens(windows, stride)
-    if batch_size < 1:
-        raise InputError(f"batch_size got {batch_size}; it is at least 1")
+    scored = check_scoring(model, windows, stride, batch_size)
     nats: list[np.ndarray] = []
     with undisturbed(model), tqdm(total=len(windows), unit="window", disable=None if progress else True) as bar:
         for batch in windows.split(batch_size):
@@ -114,17 +111,20 @@ def perplexity(
     return _summed(np.array(nats), scored, protocol(model, windows, stride, batch_size))
 
 
-def scored_tokens(windows: TokenIds, stride: int | None) -> int:
-    """Tokens of each window that are scored.
+def check_scoring(model: PreTrainedModel, windows: TokenIds, stride: int | None, batch_size: int) -> int:
+    """Check what :func:`perplexity` takes; give the number of tokens that it scores in each window.
 
     Raises
     ------
     InputError
-        If the stride is out of range.
+        As :func:`perplexity`.
     """
+    _check_windows(model, windows)
     most = windows.shape[1] - 1
     if stride is not None and not 1 <= stride <= most:
         raise InputError(f"stride got {stride}; it is 1 to {most} for windows of {most + 1} tokens, or None for all")
+    if batch_size < 1:
+        raise InputError(f"batch_size got {batch_size}; it is at least 1")
     return most if stride is None else stride
 
 
@@ -145,13 +145,24 @@ def _summed(nats: np.ndarray, scored: int, protocol: dict[str, object]) -> Perpl
 def _token_nats(model: PreTrainedModel, batch: TokenIds, scored: int) -> np.ndarray:
     """Nats of the last `scored` tokens of every window, (window, token)."""
     ids = batch.to(model.device)
-    output = model.get_decoder()(input_ids=ids, use_cache=False, return_dict=True)
+    output = _decoder(model)(input_ids=ids, use_cache=False, return_dict=True)
     hidden = output.last_hidden_state[:, -scored - 1 : -1].flatten(0, 1)
     targets = ids[:, -scored:].flatten()
     size = max(1, _LOGITS // vocabulary_size(model))
     chunks = zip(hidden.split(size), targets.split(size), strict=True)
     nats = [_cross_entropy(_logits(model, output, part, wanted), wanted) for part, wanted in chunks]
-    return torch.cat(nats).unflatten(0, (len(batch), scored)).cpu().double().numpy()
+    rows: np.ndarray = torch.cat(nats).unflatten(0, (len(batch), scored)).cpu().double().numpy()
+    return rows
+
+
+def _decoder(model: PreTrainedModel) -> Any:
+    """The module whose output the head takes; transformers gives Llama-4's with its head as the decoder."""
+    from transformers import PreTrainedModel
+
+    decoder: Any = model.get_decoder()
+    if decoder.get_output_embeddings() is None:
+        return decoder
+    return next((child for child in decoder.children() if isinstance(child, PreTrainedModel)), decoder)
 
 
 def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
@@ -173,7 +184,7 @@ def _decoder_giving(model: PreTrainedModel, output: Any) -> Iterator[list[None]]
 
     That keeps soft caps, scales and biases of heads where they are written, in the model.
     """
-    decoder: Any = model.get_decoder()
+    decoder = _decoder(model)
     own = vars(decoder).get("forward")
     calls: list[None] = []
 
@@ -208,10 +219,10 @@ def _check_windows(model: PreTrainedModel, windows: TokenIds) -> None:
 
 
 def _check_finite(nats: np.ndarray, first: int) -> None:
-    bad = np.argwhere(~np.isfinite(nats))
-    if len(bad):
-        window, token = bad[0]
+    bad = (~np.isfinite(nats)).sum(-1)
+    if bad.any():
+        window = int(bad.argmax())
         raise NonFiniteError(
-            f"the model gives token {token + 1} of the scored ones in window {first + window} no finite probability; "
-            "check the weights, or use dtype float32 or bfloat16"
+            f"the model gives {bad[window]} of {nats.shape[1]} tokens of window {first + window} no finite "
+            "probability; check the weights, or use dtype float32 or bfloat16"
         )

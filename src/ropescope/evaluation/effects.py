@@ -1,0 +1,219 @@
+"""What a sweep says: changes with paired-bootstrap intervals, and a table of them."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator
+from typing import Literal
+
+import numpy as np
+import xarray as xr
+
+from ropescope.errors import InputError, did_you_mean
+from ropescope.evaluation.records import ALPHA, ARM, LOWEST_NORM, RANDOM, SELECTION, check_sweep
+
+ESTIMATE, CONTROL = "estimate", "control"
+ESTIMATES = ("value", "low", "high")
+ALL_RANDOM = "random"
+FORMATS = ("text", "markdown", "csv")
+_LEVELS = (0.025, 0.975)
+_BLOCK = 2**22
+
+Format = Literal["text", "markdown", "csv"]
+
+
+def change(data: xr.Dataset, *, resamples: int = 10_000, seed: int = 0) -> xr.Dataset:
+    r"""Changes of perplexity against the baseline and against the controls, with 95 % intervals.
+
+    The intervals are paired percentile bootstraps: windows are drawn with replacement, the same ones for both sides,
+    and perplexities are those of the draw. They speak of other windows of this text, not of other texts or models;
+    with fewer than about ten windows they come out too narrow, with one they are NaN.
+
+    Parameters
+    ----------
+    data
+        What :func:`sweep` gave.
+    resamples
+        Draws, at least 1.
+    seed
+        Seed of NumPy's default generator.
+
+    Returns
+    -------
+    xarray.Dataset
+        `nats_change` (nats per token, which is the change of log perplexity) and `perplexity_change` over (selection,
+        arm, alpha, estimate), against the baseline; `nats_against` and `perplexity_against` over (selection, control,
+        alpha, estimate), selection minus control. `estimate` is "value", "low", "high". The arm and control "random"
+        is the mean over seeds of each window's nats. NaN where a cell was not asked for.
+
+    Raises
+    ------
+    InputError
+        If resamples is below 1.
+    ResultError
+        If the dataset is no sweep.
+    """
+    check_sweep(data, "the dataset")
+    if resamples < 1:
+        raise InputError(f"resamples got {resamples}; it is at least 1")
+    nats = _with_random(data["nats"])
+    arms = [str(arm) for arm in nats[ARM].values]
+    draws = _means_of_draws(nats.values, data["tokens"].values, resamples, seed)
+    baseline = draws[:, :, :1, [int(np.flatnonzero(nats[ALPHA].values == 1)[0])]]
+    controls = [arm for arm in arms if arm in (ALL_RANDOM, LOWEST_NORM)]
+    own = draws[:, :, [arms.index(SELECTION)]]
+    others = draws[:, :, [arms.index(control) for control in controls]]
+    dims = {"change": (SELECTION, ARM, ALPHA, ESTIMATE), "against": (SELECTION, CONTROL, ALPHA, ESTIMATE)}
+    return xr.Dataset(
+        {
+            "nats_change": (dims["change"], _estimates(draws - baseline), _meaning("nats per token", "nat")),
+            "perplexity_change": (
+                dims["change"],
+                _estimates(_exp(draws) - _exp(baseline)),
+                _meaning("perplexity", "1"),
+            ),
+            "nats_against": (dims["against"], _estimates(own - others), _meaning("nats per token", "nat")),
+            "perplexity_against": (dims["against"], _estimates(_exp(own) - _exp(others)), _meaning("perplexity", "1")),
+        },
+        coords={
+            SELECTION: data[SELECTION].values,
+            ARM: arms,
+            ALPHA: data[ALPHA].values,
+            CONTROL: np.array(controls, dtype=np.str_),
+            ESTIMATE: list(ESTIMATES),
+        },
+        attrs={"interval": "95 % paired bootstrap over windows", "resamples": resamples, "seed": seed},
+    )
+
+
+def sweep_table(data: xr.Dataset, *, format: Format = "text", resamples: int = 10_000) -> str:
+    """One row for every selection and alpha: perplexity, its change against the baseline, and against the controls.
+
+    Parameters
+    ----------
+    data
+        What :func:`sweep` gave.
+    format
+        "text" for a terminal, "markdown", or "csv" (plain numbers at full precision, intervals in own columns).
+    resamples
+        As in :func:`change`.
+
+    Raises
+    ------
+    InputError
+        If the format is another.
+    ResultError
+        If the dataset is no sweep.
+    """
+    if format not in FORMATS:
+        raise InputError(f"got format {format!r}: {did_you_mean(format, FORMATS)}")
+    changes = change(data, resamples=resamples)
+    if format == "csv":
+        return _csv(data, changes)
+    names = [f"against {control}" for control in changes[CONTROL].values]
+    header = ["selection", "pairs", "alpha", "perplexity", "change", *names]
+    rows = [_written(data, row) for row in _rows(data, changes)]
+    return _markdown(header, rows) if format == "markdown" else _aligned(header, rows)
+
+
+def _with_random(nats: xr.DataArray) -> xr.DataArray:
+    """Add the mean of the random arms as an arm of its own."""
+    seeds = [arm for arm in nats[ARM].values if str(arm).startswith(RANDOM)]
+    if not seeds:
+        return nats
+    mean = nats.sel({ARM: seeds}).mean(ARM, skipna=False).expand_dims({ARM: [ALL_RANDOM]})
+    return xr.concat([nats, mean], ARM).transpose(*nats.dims)
+
+
+def _means_of_draws(nats: np.ndarray, tokens: np.ndarray, resamples: int, seed: int) -> np.ndarray:
+    """Nats per token of the windows as they are, then of every draw, (1 + draw, ...)."""
+    windows = len(tokens)
+    random = np.random.default_rng(seed)
+    cells = nats.reshape(-1, windows).T
+    rows = [cells.sum(0, keepdims=True) / tokens.sum()]
+    for start in range(0, resamples, block := max(1, _BLOCK // windows)):
+        weights = random.multinomial(windows, np.full(windows, 1 / windows), size=min(block, resamples - start))
+        rows.append(weights.astype(np.float64) @ cells / (weights @ tokens)[:, None])
+    if windows == 1:
+        rows[1:] = [np.full_like(row, np.nan) for row in rows[1:]]
+    return np.concatenate(rows).reshape(-1, *nats.shape[:-1])
+
+
+def _estimates(draws: np.ndarray) -> np.ndarray:
+    """Value and interval on the last axis, from the value and its draws on the first."""
+    low, high = np.quantile(draws[1:], _LEVELS, axis=0)
+    return np.stack((draws[0], low, high), axis=-1)
+
+
+def _exp(values: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        exponential: np.ndarray = np.exp(values)
+    return exponential
+
+
+def _meaning(what: str, units: str) -> dict[str, str]:
+    return {"long_name": f"difference in {what}", "units": units}
+
+
+def _rows(data: xr.Dataset, changes: xr.Dataset) -> Iterator[dict[str, xr.DataArray]]:
+    """Every (selection, alpha), strongest weighting last."""
+    for selection in data[SELECTION].values:
+        for alpha in data[ALPHA].values[::-1]:
+            place = {SELECTION: selection, ALPHA: alpha}
+            yield {
+                "pairs": data["selected_pairs"].sel({SELECTION: selection}),
+                "perplexity": data["perplexity"].sel({**place, ARM: SELECTION}),
+                "change": changes["perplexity_change"].sel({**place, ARM: SELECTION}),
+                "against": changes["perplexity_against"].sel(place),
+            }
+
+
+def _written(data: xr.Dataset, row: dict[str, xr.DataArray]) -> list[str]:
+    selection, alpha = str(row["perplexity"][SELECTION].values), float(row["perplexity"][ALPHA])
+    count = int(row["pairs"].sum())
+    values = [row["change"].values, *row["against"].values]
+    differences = ["-" if alpha == 1 or not count or np.isnan(value[0]) else _interval(value) for value in values]
+    return [selection, str(count or "none"), f"{alpha:g}", _number(float(row["perplexity"])), *differences]
+
+
+def _interval(value: np.ndarray) -> str:
+    middle, low, high = (_number(float(number), sign="+") for number in value)
+    return middle if np.isnan(value[1]) else f"{middle} [{low}, {high}]"
+
+
+def _number(value: float, sign: str = "") -> str:
+    if abs(value) >= 1e5:
+        return f"{value:{sign}.3g}"
+    return f"{value:{sign}.{2 if abs(value) >= 10 else 3}f}"
+
+
+def _aligned(header: list[str], rows: list[list[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    lines = (
+        "  ".join([cells[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(cells[1:], widths[1:], strict=True))])
+        for cells in (header, *rows)
+    )
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _markdown(header: list[str], rows: list[list[str]]) -> str:
+    rule = ["---", *("---:" for _ in header[1:])]
+    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |" for cells in (header, rule, *rows))
+
+
+def _csv(data: xr.Dataset, changes: xr.Dataset) -> str:
+    columns = ["change", *(f"against_{str(control).replace('-', '_')}" for control in changes[CONTROL].values)]
+    streams = [f"{stream}_pairs" for stream in data["stream"].values]
+    header = ["selection", *streams, "alpha", "perplexity"]
+    header += [f"{column}{suffix}" for column in columns for suffix in ("", "_low", "_high")]
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(header)
+    for row in _rows(data, changes):
+        numbers = [row["perplexity"][ALPHA], row["perplexity"], *row["change"], *row["against"].values.flat]
+        counts = [int(count) for count in row["pairs"]]
+        writer.writerow(
+            [row["perplexity"][SELECTION].item(), *counts, *("" if np.isnan(n) else float(n) for n in numbers)]
+        )
+    return out.getvalue()
