@@ -160,15 +160,15 @@ def query_weights(card: RotaryCard, mask: PairMask, alpha: Alpha, allow_any_alph
     """Factor of every query dimension, (head, 1, head_dim), by layer; layers where all are 1 are left out."""
     found = {}
     for row, rotation in enumerate(card.layers):
-        query, key = (_pair_weights(mask, alpha, stream, row, rotation, allow_any_alpha) for stream in (QUERY, KEY))
+        query, key = (pair_weights(mask, alpha, stream, row, rotation, allow_any_alpha) for stream in (QUERY, KEY))
         groups = rotation.heads // rotation.kv_heads
-        weight = _over_dimensions(query * key.repeat_interleave(groups, 0), rotation)
+        weight = over_dimensions(query * key.repeat_interleave(groups, 0), rotation)
         if (weight != 1).any():
             found[rotation.layer] = weight[:, None]
     return found
 
 
-def _pair_weights(
+def pair_weights(
     mask: PairMask, alpha: Alpha, stream: str, row: int, rotation: LayerRotation, allow_any: bool
 ) -> Tensor:
     """Weight of every pair of a layer, (head, pair)."""
@@ -186,7 +186,7 @@ def _pair_weights(
     return torch.where(chosen, mine, 1.0)
 
 
-def _over_dimensions(weight: Tensor, rotation: LayerRotation) -> Tensor:
+def over_dimensions(weight: Tensor, rotation: LayerRotation) -> Tensor:
     """Spread weights per pair, (head, pair), over the head's dimensions, (head, head_dim); 1 outside the block."""
     pairing = rotation.pairing
     spread = torch.ones(weight.shape[0], rotation.head_dim)
