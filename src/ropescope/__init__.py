@@ -9,15 +9,24 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from ropescope.baking import bake as bake
     from ropescope.corpora import token_windows as token_windows
     from ropescope.entropy import sequence_fe as sequence_fe
     from ropescope.entropy import spectrum_fe as spectrum_fe
     from ropescope.entropy import white_noise_entropy as white_noise_entropy
+    from ropescope.evaluation.perplexity import perplexity as perplexity
+    from ropescope.evaluation.sweep import sweep as sweep
+    from ropescope.interventions import derotated as derotated
+    from ropescope.interventions import weighted_rope as weighted_rope
+    from ropescope.masks import PairMask as PairMask
     from ropescope.measurement import measure as measure
     from ropescope.models import load_model as load_model
     from ropescope.probing import probe as probe
     from ropescope.results import load as load
     from ropescope.results import save as save
+    from ropescope.selection import lowest_norm as lowest_norm
+    from ropescope.selection import matched_random as matched_random
+    from ropescope.selection import select as select
 
 _HOME = {
     "load_model": "models",
@@ -27,6 +36,15 @@ _HOME = {
     "save": "results",
     "load": "results",
     "spectrum_fe": "entropy",
+    "select": "selection",
+    "PairMask": "masks",
+    "matched_random": "selection",
+    "lowest_norm": "selection",
+    "weighted_rope": "interventions",
+    "derotated": "interventions",
+    "bake": "baking",
+    "perplexity": "evaluation.perplexity",
+    "sweep": "evaluation.sweep",
     "sequence_fe": "entropy",
     "white_noise_entropy": "entropy",
 }

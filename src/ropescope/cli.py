@@ -35,6 +35,10 @@ TEXT_GROUP = Group("Text", sort_key=2)
 MEASURE_GROUP = Group("Measurement", sort_key=3)
 OUTPUT_GROUP = Group("Output", sort_key=4)
 
+PAPER_SELECTIONS = ("bands", "spectrum-outliers", "periodic")
+TENTHS = tuple(step / 10 for step in range(11))
+
+ResultPath = Annotated[Path, Parameter(help="Result file of `ropescope measure`.")]
 ModelName = Annotated[str, Parameter(help="Hub id, local folder, .gguf file, or `builtin` (SmolLM2-135M-Instruct).")]
 
 
@@ -78,6 +82,19 @@ class TextOptions:
     "Between documents; default a blank line, and for WikiText nothing: its text is taken as published."
     bos: Literal["auto", "yes", "no"] = "auto"
     "Begin each window with the beginning-of-sequence token; auto does as the tokenizer does."
+
+
+@Parameter(name="*", group=TEXT_GROUP)
+@dataclass(frozen=True)
+class JudgeOptions(TextOptions):
+    """Which text to judge on, and how to cut it into windows."""
+
+    split: str | None = None
+    "Split of a hub data set; default test, since validation is what is measured on."
+    length: int = 2048
+    "Tokens in a window."
+    count: int | None = 16
+    "Number of windows."
 
 
 @Parameter(name="*", group=MEASURE_GROUP)
@@ -201,6 +218,148 @@ def figures(
 
 
 @app.command
+def select(
+    result: ResultPath,
+    selection: Annotated[str, Parameter(help="Expression, or one of the paper's selections by name.")],
+    *,
+    output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
+    overwrite: Annotated[bool, Parameter(negative="")] = False,
+) -> None:
+    """Select pairs of a result by an expression, and say how many there are in each layer.
+
+    Expressions compare spectrum_fe, sequence_fe, mean_norm, dc_share, dominant_period, peak_share, layer, head, pair,
+    frequency and rotated with numbers, joined by and, or, not and parentheses. By name: bands, spectrum-outliers,
+    periodic, table1.
+
+    Example: `ropescope select qwen3.nc "spectrum_fe < 0.2 and layer >= 4" --output bands.safetensors`
+
+    Parameters
+    ----------
+    output
+        Mask file (safetensors) to write; default none.
+    overwrite
+        Replace the mask file if it exists.
+    """
+    import ropescope as rs
+
+    mask = rs.select(rs.load(result), selection)
+    print(mask)
+    for layer, counts in zip(
+        mask.layers, zip(*(mask.counts()[name].values for name in STREAMS), strict=True), strict=True
+    ):
+        print(f"  layer {layer:>3}  query {counts[0]:>5}  key {counts[1]:>5}")
+    if output is not None:
+        print(f"mask: {mask.save(output, overwrite=overwrite)}")
+
+
+@app.command
+def sweep(
+    model: ModelName,
+    result: ResultPath,
+    *,
+    select: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative="")] = PAPER_SELECTIONS,
+    alphas: Annotated[tuple[float, ...], Parameter(consume_multiple=True, negative="")] = TENTHS,
+    random_seeds: Annotated[tuple[int, ...], Parameter(consume_multiple=True, negative="")] = (0, 1, 2),
+    control_alphas: Annotated[tuple[float, ...] | None, Parameter(consume_multiple=True, negative="")] = None,
+    derotate: Annotated[bool, Parameter(negative="")] = False,
+    options: ModelOptions = ModelOptions(),
+    text: JudgeOptions = JudgeOptions(),
+    batch_size: int = 1,
+    output: Annotated[Path | None, Parameter(name=["--output", "-o"], group=OUTPUT_GROUP)] = None,
+    overwrite: Annotated[bool, Parameter(negative="", group=OUTPUT_GROUP)] = False,
+) -> None:
+    """Turn selected pairs down and see what perplexity says, against equal numbers of other pairs.
+
+    Every finished cell is kept: the same command after a crash goes on where it was. Writes the sweep (.nc), the
+    curves of the paper's figure 3 (.png) and the table (.md, .csv), and prints the table.
+
+    Example: `ropescope sweep Qwen/Qwen3-8B qwen3.nc --select bands periodic --control-alphas 0 0.5`
+
+    Parameters
+    ----------
+    result
+        Result of `ropescope measure` for this model, on another text than the one judged on.
+    select
+        Selections, each an expression or one of the paper's by name.
+    alphas
+        Strengths, 0 to 1. 1, the model as it stands, is always added.
+    random_seeds
+        Seeds of the random controls.
+    control_alphas
+        Strengths of the controls, 1 aside; default all.
+    derotate
+        Take rotation away instead of weighting: alpha is then the share of the rotation that is kept.
+    batch_size
+        Windows in one forward pass.
+    output
+        Sweep file; default `MODEL-CORPUS-LENGTH-sweep.nc` in this folder.
+    overwrite
+        Replace the sweep file if it holds another sweep.
+    """
+    import ropescope as rs
+    from ropescope.evaluation.plan import Controls
+    from ropescope.evaluation.sweep import rotation_kept
+    from ropescope.files import check_target
+    from ropescope.interventions import weighted_rope
+
+    target = check_target(output or Path(f"{_stem(model)}-{_stem(text.corpus)}-{text.length}-sweep.nc"))
+    measured = rs.load(result)
+    masks = {name: rs.select(measured, name) for name in select}
+    loaded, tokenizer = _load(model, options)
+    data = rs.sweep(
+        loaded,
+        _windows(tokenizer, text, "test"),
+        masks,
+        alphas=alphas,
+        controls=Controls(random_seeds, measured, control_alphas),
+        intervention=rotation_kept if derotate else weighted_rope,
+        path=target,
+        overwrite=overwrite,
+        batch_size=batch_size,
+        progress=True,
+    )
+    _report_sweep(data, target, model)
+
+
+@app.command
+def bake(
+    model: ModelName,
+    result: ResultPath,
+    *,
+    alpha: float,
+    output: Annotated[Path, Parameter(name=["--output", "-o"], group=OUTPUT_GROUP)],
+    select: str = "table1",
+    options: ModelOptions = ModelOptions(),
+) -> None:
+    """Fold a weighting into the projections and save an ordinary checkpoint.
+
+    The folder opens in plain transformers or any server. Models with QK-norm or fused projections cannot be baked.
+
+    Example: `ropescope bake meta-llama/Meta-Llama-3-8B llama3.nc --select table1 --alpha 0.1 --output llama3-baked`
+
+    Parameters
+    ----------
+    alpha
+        Weight of the selected pairs, 0 to 1.
+    output
+        Folder for the checkpoint; must not exist, or be empty.
+    select
+        Expression, or one of the paper's selections by name.
+    """
+    import ropescope as rs
+
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ResultError(f"cannot write {output}: it exists and is not an empty folder; choose another --output")
+    mask = rs.select(rs.load(result), select)
+    loaded, tokenizer = _load(model, options)
+    rs.bake(loaded, mask, alpha)
+    _make_folder(output)
+    loaded.save_pretrained(output)
+    tokenizer.save_pretrained(output)
+    print(f"{mask}, alpha {alpha}\ncheckpoint: {output}")
+
+
+@app.command
 def demo(*, output_dir: Path = Path("ropescope-demo")) -> None:
     """Measure the built-in model on the built-in text, draw it, and say what to look at.
 
@@ -252,13 +411,14 @@ def _load(model: str, options: ModelOptions) -> tuple[Any, Any]:
     )
 
 
-def _windows(tokenizer: Any, text: TextOptions) -> Tensor:
+def _windows(tokenizer: Any, text: TextOptions, default_split: str | None = None) -> Tensor:
     import ropescope as rs
 
+    default = None if Path(text.corpus).is_file() else default_split
     return rs.token_windows(
         tokenizer,
         text.corpus,
-        split=text.split,
+        split=text.split or default,
         length=text.length,
         count=text.count,
         seed=text.seed,
@@ -267,6 +427,22 @@ def _windows(tokenizer: Any, text: TextOptions) -> Tensor:
         separator=text.separator,
         bos="auto" if text.bos == "auto" else text.bos == "yes",
     )
+
+
+def _report_sweep(data: xr.Dataset, target: Path, model: str) -> None:
+    """Print the table, and write it and the curves beside the sweep."""
+    from ropescope.curves import sweep_curves
+    from ropescope.evaluation.effects import sweep_table
+    from ropescope.files import check_target, written_whole
+
+    print(sweep_table(data))
+    with written_whole(check_target(target.with_suffix(".png"))) as partial:
+        sweep_curves({model: data}).savefig(partial, dpi=150)
+    with written_whole(check_target(target.with_suffix(".md"))) as partial:
+        partial.write_text(sweep_table(data, format="markdown"))
+    with written_whole(check_target(target.with_suffix(".csv"))) as partial:
+        partial.write_text(sweep_table(data, format="csv"))
+    print(f"\nsweep: {target}\ncurves and tables: the same name with .png, .md and .csv")
 
 
 def _draw(

@@ -92,8 +92,15 @@ class PairMask:
         totals = [f"{int(a.sum())} of {int(self.present(s).sum())} {s} pairs" for s, a in self.streams().items()]
         return f"{self.provenance['selection']}: {', '.join(totals)}"
 
-    def save(self, path: str | os.PathLike[str]) -> Path:
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = True) -> Path:
         """Write the mask with its provenance as one safetensors file, whole or not at all.
+
+        Parameters
+        ----------
+        path
+            The folder must exist.
+        overwrite
+            Whether an existing file may be replaced.
 
         Raises
         ------
@@ -106,7 +113,7 @@ class PairMask:
         content = {name: np.ascontiguousarray(array.values.astype(np.uint8)) for name, array in arrays.items()}
         content[LAYER] = np.asarray(self.layers, dtype=np.int64)
         facts = {"pairing": self.pairing, "provenance": self.provenance, "version": SCHEMA_VERSION}
-        target = check_target(Path(path))
+        target = check_target(Path(path), overwrite=overwrite)
         with written_whole(target) as partial:
             partial.write_bytes(save(content, {"format": SCHEMA, "ropescope": json.dumps(facts)}))
         return target

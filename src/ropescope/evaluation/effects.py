@@ -61,7 +61,7 @@ def change(data: xr.Dataset, *, resamples: int = 10_000, seed: int = 0) -> xr.Da
     arms = [str(arm) for arm in nats[ARM].values]
     draws = _means_of_draws(nats.values, data["tokens"].values, resamples, seed)
     baseline = draws[:, :, :1, [int(np.flatnonzero(nats[ALPHA].values == 1)[0])]]
-    controls = [arm for arm in arms if arm in (ALL_RANDOM, LOWEST_NORM)]
+    controls = [control for control in (ALL_RANDOM, LOWEST_NORM) if control in arms]
     own = draws[:, :, [arms.index(SELECTION)]]
     others = draws[:, :, [arms.index(control) for control in controls]]
     dims = {"change": (SELECTION, ARM, ALPHA, ESTIMATE), "against": (SELECTION, CONTROL, ALPHA, ESTIMATE)}

@@ -76,6 +76,8 @@ def planned(selections: Mapping[str, PairMask], alphas: Iterable[float], control
     for name, mask in selections.items():
         if not isinstance(mask, PairMask) or not isinstance(name, str) or not name:
             raise InputError(f"selection {name!r} is a {type(mask).__name__}; give PairMasks by name")
+    if wrong := [seed for seed in controls.seeds if not isinstance(seed, int) or seed < 0]:
+        raise InputError(f"controls got seed {wrong[0]!r}; seeds are integers from 0")
     strengths = _checked_alphas(alphas, "alphas")
     of_controls = strengths if controls.alphas is None else _checked_alphas(controls.alphas, "alphas of the controls")
     if extra := sorted({*of_controls} - {*strengths, 1.0}):
