@@ -35,6 +35,7 @@ format: setup
 
 bench: setup
 	$(BIN)/python benchmarks/measure.py
+	$(BIN)/python benchmarks/sweep.py
 
 clean:
 	rm -rf .venv ropescope-demo

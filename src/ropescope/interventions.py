@@ -7,7 +7,7 @@ with each other, and leave nothing behind.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +18,12 @@ from ropescope.attention import AttentionCall, intercepted
 from ropescope.axes import KEY, QUERY
 from ropescope.errors import InputError
 from ropescope.masks import PairMask
-from ropescope.models import model_provenance
+from ropescope.models import model_provenance, rotary_frequencies
 from ropescope.probing import LayerRotation, RotaryCard, probe
-from ropescope.rotary import Pairing, rotate
+from ropescope.rotary import rotate
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
     from transformers import PreTrainedModel
 
 Alpha = float | Mapping[str, Any]
@@ -86,7 +86,8 @@ def derotated(model: PreTrainedModel, mask: PairMask, *, strength: float = 1.0) 
     the part of pair j in a logit depends on the distance by :math:`(1-s)\,\theta_j (n - m)` only. q and k of a pair
     turn together, hence a pair that either stream selects, in any head of a key head's group, is derotated for that
     whole group. Positions are counted along the key axis: they must be consecutive, as they are in forwards,
-    generation with a growing cache, sliding windows and padded batches (not with a preallocated static cache).
+    generation with a growing cache, sliding windows and padded batches. Frequencies are those in force at the time
+    (dynamic NTK and LongRoPE change them with the length; keys that were cached before a change stay as they were).
 
     Parameters
     ----------
@@ -98,7 +99,8 @@ def derotated(model: PreTrainedModel, mask: PairMask, *, strength: float = 1.0) 
     Raises
     ------
     InputError
-        If the mask does not fit the model, or the strength is out of range.
+        If the mask does not fit the model, the strength is out of range, or the model runs with a preallocated
+        (static) cache.
 
     Examples
     --------
@@ -107,22 +109,28 @@ def derotated(model: PreTrainedModel, mask: PairMask, *, strength: float = 1.0) 
     """
     _check_share("strength", strength)
     card = fitting_card(model, mask)
-    speeds = _derotation_speeds(card, mask, strength)
+    shares = _derotated_shares(card, mask, strength)
+    frequencies = {rotation.layer: _frequency_in_force(model, rotation) for rotation in card.layers}
+    pairings = {rotation.layer: rotation.pairing for rotation in card.layers}
 
     def turn_back(call: AttentionCall) -> tuple[Tensor, Tensor] | None:
-        if call.layer not in speeds:
+        if call.layer not in shares:
             return None
-        pairing, speed = speeds[call.layer]
+        pairing = pairings[call.layer]
         groups = call.query.shape[1] // call.key.shape[1]
         keys = torch.arange(call.key.shape[2], dtype=torch.float64, device=call.key.device)
         queries = keys[call.key.shape[2] - call.query.shape[2] :]
-        speed = speed.to(call.key.device)
+        speed = shares[call.layer].to(call.key.device) * frequencies[call.layer]().to(call.key.device)
         key = rotate(call.key, -keys[:, None] * speed, pairing)
         query = rotate(call.query, -queries[:, None] * speed.repeat_interleave(groups, 0), pairing)
         return query, key
 
-    with intercepted(model, turn_back):
-        yield
+    guard = model.get_decoder().register_forward_pre_hook(_refuse_static_cache, with_kwargs=True)
+    try:
+        with intercepted(model, turn_back):
+            yield
+    finally:
+        guard.remove()
 
 
 def fitting_card(model: PreTrainedModel, mask: PairMask) -> RotaryCard:
@@ -177,6 +185,8 @@ def pair_weights(
     if not isinstance(alpha, Mapping):
         _check_alpha(float(alpha), allow_any)
         return torch.where(chosen, float(alpha), 1.0)
+    if stream not in alpha:
+        raise InputError(f"weights per pair got {', '.join(map(str, alpha)) or 'none'}; give arrays for query and key")
     values = np.asarray(alpha[stream], dtype=np.float32)
     if values.shape != mask.streams()[stream].shape:
         raise InputError(f"weights of {stream} have shape {values.shape}; the mask's is {mask.streams()[stream].shape}")
@@ -195,17 +205,40 @@ def over_dimensions(weight: Tensor, rotation: LayerRotation) -> Tensor:
     return spread
 
 
-def _derotation_speeds(card: RotaryCard, mask: PairMask, strength: float) -> dict[int, tuple[Pairing, Tensor]]:
-    """Angle to take away per token, (kv_head, 1, pair), by layer; layers where nothing is to be taken are left out."""
+def _derotated_shares(card: RotaryCard, mask: PairMask, strength: float) -> dict[int, Tensor]:
+    """Share of the rotation to take away, (kv_head, 1, pair), by layer; layers that keep theirs are left out."""
     found = {}
     for row, rotation in enumerate(card.layers):
         pairs = rotation.pairing.pairs
         query, key = (torch.from_numpy(mask.streams()[stream].values[row, :, :pairs]) for stream in (QUERY, KEY))
         grouped = query[: rotation.heads].unflatten(0, (rotation.kv_heads, -1)).any(1)
-        speed = (grouped | key[: rotation.kv_heads]) * rotation.frequency * strength
-        if speed.any():
-            found[rotation.layer] = (rotation.pairing, speed[:, None])
+        share = (grouped | key[: rotation.kv_heads]) * rotation.rotated * strength
+        if share.any():
+            found[rotation.layer] = share[:, None]
     return found
+
+
+def _frequency_in_force(model: PreTrainedModel, rotation: LayerRotation) -> Callable[[], Tensor]:
+    """What gives a layer's frequencies as they are while the model runs: the model's own buffer, where it has one."""
+    buffers = [
+        (module, name, torch.equal(buffer.cpu().double(), rotation.frequency))
+        for module, name, buffer in rotary_frequencies(model.get_decoder())
+        if "orig" not in name and len(buffer) == rotation.pairing.pairs
+    ]
+    # Rotations of several kinds keep fixed frequencies; one that follows the length need not be at the probe's.
+    own = [found for found in buffers if found[2]] or (buffers if len(buffers) == 1 else [])
+    if not rotation.matched or not own:
+        return lambda: rotation.frequency
+    module, name, _ = own[0]
+    return lambda: module.get_buffer(name).double()
+
+
+def _refuse_static_cache(_module: nn.Module, _args: tuple[Any, ...], arguments: dict[str, Any]) -> None:
+    from transformers.cache_utils import StaticLayer
+
+    layers = getattr(arguments.get("past_key_values"), "layers", ())
+    if any(isinstance(layer, StaticLayer) for layer in layers):
+        raise InputError("derotation cannot tell the positions in a static cache; generate with the default cache")
 
 
 def _heads(mask: PairMask, stream: str, row: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from ropescope.axes import HEAD, HEAD_AXIS, KEY, KV_HEAD, LAYER, PAIR, QUERY
+from ropescope.axes import HEAD, HEAD_AXIS, KEY, KV_HEAD, LAYER, PAIR, QUERY, STREAMS
 from ropescope.errors import InputError, ResultError, first_line
 from ropescope.files import check_target, written_whole
 
@@ -56,6 +57,12 @@ class PairMask:
         """Model index of every layer."""
         return [int(layer) for layer in self.query[LAYER].values]
 
+    @property
+    def measured_on(self) -> Mapping[str, Any]:
+        """Which model the mask was measured on, as its result says; empty if it is for any model."""
+        model: Mapping[str, Any] = self.provenance.get("measured", {}).get("model", {})
+        return model
+
     def counts(self) -> xr.Dataset:
         """Selected pairs of every layer and stream, dims (layer)."""
         return xr.Dataset({name: array.sum([HEAD_AXIS[name], PAIR]) for name, array in self.streams().items()})
@@ -79,14 +86,23 @@ class PairMask:
         return self.replaced(query, key, f"not ({self.provenance['selection']})")
 
     def _combined(self, other: PairMask, join: Callable[[Any, Any], Any], word: str) -> PairMask:
-        if self.pairing != other.pairing or self.layers != other.layers or self.query.shape != other.query.shape:
+        alike = all(self.present(stream).equals(other.present(stream)) for stream in STREAMS)
+        if self.pairing != other.pairing or not alike:
+            raise InputError(f"the masks are of different models: {self._shape()} against {other._shape()}")
+        identities = {mask.measured_on["fingerprint"] for mask in (self, other) if "fingerprint" in mask.measured_on}
+        if len(identities) > 1:
             raise InputError(
-                f"the masks are of different models: {dict(self.query.sizes)} paired {self.pairing[0]} against "
-                f"{dict(other.query.sizes)} paired {other.pairing[0]}"
+                f"the masks were measured on other weights ({self.measured_on.get('id')} and "
+                f"{other.measured_on.get('id')}); select both on one model, or take mask.for_any_model()"
             )
         theirs = other.streams()
         query, key = (join(array, theirs[stream]) for stream, array in self.streams().items())
         return self.replaced(query, key, f"({self.provenance['selection']}) {word} ({other.provenance['selection']})")
+
+    def _shape(self) -> str:
+        kinds = dict.fromkeys(self.pairing)
+        sizes = {**self.query.sizes, **self.key.sizes}
+        return f"{', '.join(f'{size} {axis}s' for axis, size in sizes.items())} paired {', '.join(kinds)}"
 
     def __str__(self) -> str:
         totals = [f"{int(a.sum())} of {int(self.present(s).sum())} {s} pairs" for s, a in self.streams().items()]
@@ -112,10 +128,11 @@ class PairMask:
         arrays = {name: getattr(self, name) for name in _ARRAYS}
         content = {name: np.ascontiguousarray(array.values.astype(np.uint8)) for name, array in arrays.items()}
         content[LAYER] = np.asarray(self.layers, dtype=np.int64)
-        facts = {"pairing": self.pairing, "provenance": self.provenance, "version": SCHEMA_VERSION}
-        target = check_target(Path(path), overwrite=overwrite)
+        facts = json.dumps({"pairing": self.pairing, "provenance": self.provenance})
+        metadata = {"format": SCHEMA, "version": str(SCHEMA_VERSION), "ropescope": facts}
+        target = check_target(Path(path))
         with written_whole(target) as partial:
-            partial.write_bytes(save(content, {"format": SCHEMA, "ropescope": json.dumps(facts)}))
+            partial.write_bytes(save(content, {**metadata, "sha256": _digest(facts, content)}))
         return target
 
     @classmethod
@@ -132,23 +149,40 @@ class PairMask:
         try:
             with safe_open(path, framework="numpy") as file:
                 metadata = file.metadata() or {}
-                content = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError) as error:
+                _check_kind(metadata, str(path))
+                content = {name: file.get_tensor(name) for name in (*_ARRAYS, LAYER)}
+                text = metadata["ropescope"]
+        except (OSError, SafetensorError, KeyError) as error:
             raise ResultError(f"cannot read the mask {path}: {first_line(error)}; select again") from error
-        facts = json.loads(metadata.get("ropescope", "{}")) if metadata.get("format") == SCHEMA else {}
-        if facts.get("version") != SCHEMA_VERSION or not {*_ARRAYS, LAYER} <= set(content):
-            raise ResultError(
-                f"{path} is not a mask of this version ({SCHEMA_VERSION}); make it with 'ropescope select'"
-            )
-        layers = content[LAYER]
-        arrays = {name: _labelled(content[name].astype(bool), layers, axis) for name, axis in _ARRAYS.items()}
+        if metadata.get("sha256") != _digest(text, content):
+            raise ResultError(f"the mask {path} is damaged: it does not hold what was saved; select again")
+        facts = json.loads(text)
+        arrays = {name: labelled(content[name].astype(bool), content[LAYER], axis) for name, axis in _ARRAYS.items()}
         return cls(**arrays, pairing=tuple(facts["pairing"]), provenance=facts["provenance"])
 
 
 _ARRAYS = {"query": HEAD, "key": KV_HEAD, "query_present": HEAD, "key_present": KV_HEAD}
 
 
-def _labelled(values: np.ndarray, layers: np.ndarray, axis: str) -> xr.DataArray:
+def labelled(values: np.ndarray, layers: np.ndarray, axis: str) -> xr.DataArray:
+    """An array (layer, head or kv_head, pair) of a mask; `layers` are model indices."""
     heads, pairs = values.shape[1:]
     coords = {LAYER: layers, axis: np.arange(heads), PAIR: np.arange(pairs)}
     return xr.DataArray(values, coords=coords, dims=(LAYER, axis, PAIR))
+
+
+def _check_kind(metadata: Mapping[str, str], source: str) -> None:
+    if metadata.get("format") != SCHEMA:
+        raise ResultError(f"{source} is not a mask; make one with 'ropescope select'")
+    if metadata.get("version") != str(SCHEMA_VERSION):
+        raise ResultError(
+            f"{source} is a mask of version {metadata.get('version')}; this ropescope reads version {SCHEMA_VERSION}: "
+            "select again"
+        )
+
+
+def _digest(facts: str, content: Mapping[str, np.ndarray]) -> str:
+    digest = hashlib.sha256(facts.encode())
+    for name, array in sorted(content.items()):
+        digest.update(f"{name}{array.dtype}{array.shape}".encode() + array.tobytes())
+    return digest.hexdigest()

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import ast
 import operator
+import sys
+import warnings
 from collections.abc import Callable, Mapping
 from functools import reduce
 from itertools import pairwise
@@ -17,7 +19,7 @@ import xarray as xr
 
 from ropescope.axes import HEAD_AXIS, LAYER, PAIR, STREAMS
 from ropescope.errors import InputError, did_you_mean
-from ropescope.masks import PairMask
+from ropescope.masks import PairMask, labelled
 from ropescope.results import PAIR_VARIABLES, ROTARY, mean_over_sequences, provenance, stream_data
 
 # Section 4, figure 3 and table 1 of the paper.
@@ -30,6 +32,7 @@ NAMED = {
 NAMES = (*PAIR_VARIABLES, LAYER, "head", PAIR, "frequency", "rotated")
 _MAX_CHARACTERS = 1000
 _MAX_NESTING = 50
+_MAX_QUOTED = 80
 _COMPARISONS: Mapping[type, Callable[[Any, Any], Any]] = {
     ast.Lt: operator.lt,
     ast.LtE: operator.le,
@@ -71,13 +74,17 @@ def select(result: xr.DataTree, expression: str) -> PairMask:
     --------
     >>> mask = select(result, "spectrum_fe > 0.4 or sequence_fe < 0.6")  # doctest: +SKIP
     """
+    expression = " ".join(expression.split())
     tree = _parse(NAMED.get(expression, expression))
     streams = {}
     for stream in STREAMS:
         values = _values(result, stream)
         holds, defined = _evaluate(tree, values)
         present = values["mean_norm"].notnull()
-        streams[stream] = (holds & defined & present).transpose(*present.dims), present
+        chosen = (holds & defined & present).transpose(*present.dims)
+        streams[stream] = [
+            labelled(array.values, present[LAYER].values, HEAD_AXIS[stream]) for array in (chosen, present)
+        ]
     return PairMask(
         query=streams["query"][0],
         key=streams["key"][0],
@@ -128,9 +135,13 @@ def lowest_norm(mask: PairMask, result: xr.DataTree) -> PairMask:
         If the result has other layers, heads or pairs than the mask.
     """
     norms = {stream: _values(result, stream)["mean_norm"] for stream in STREAMS}
-    for stream, array in mask.streams().items():
-        if norms[stream].shape != array.shape:
-            raise InputError(f"the mask has {dict(array.sizes)} {stream} pairs, the result {dict(norms[stream].sizes)}")
+    for stream, norm in norms.items():
+        present = mask.present(stream)
+        if not np.array_equal(present.values, norm.notnull().values) or mask.layers != norm[LAYER].values.tolist():
+            raise InputError(
+                f"the mask has {int(present.sum())} {stream} pairs in {dict(present.sizes)}, the result "
+                f"{int(norm.count())} in {dict(norm.sizes)}; give a result of the model that the mask is for"
+            )
     ordered = iter([norms[stream].values for stream in STREAMS])
     return _redrawn(mask, "pairs of lowest mean norm", lambda present: next(ordered))
 
@@ -158,16 +169,19 @@ def _parse(expression: str) -> ast.expr:
     if len(expression) > _MAX_CHARACTERS:
         raise InputError(f"got an expression of {len(expression)} characters; at most {_MAX_CHARACTERS} are allowed")
     try:
-        tree = ast.parse(expression.strip(), mode="eval").body
+        with warnings.catch_warnings():
+            # "0.2and" is two words to the parser, with a warning.
+            warnings.simplefilter("ignore")
+            tree = ast.parse(expression, mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         where = f" at character {error.offset}" if isinstance(error, SyntaxError) and error.offset else ""
         raise InputError(
-            f"cannot parse {expression!r}{where}; a selection reads like 'spectrum_fe < 0.2 and layer >= 4', "
+            f"cannot parse {_quoted(expression)}{where}; a selection reads like 'spectrum_fe < 0.2 and layer >= 4', "
             f"or is one of {', '.join(NAMED)}"
         ) from error
     _check(tree, expression)
     if not _is_condition(tree):
-        raise InputError(f"{expression!r} is no condition; compare it with a number, as in 'spectrum_fe < 0.2'")
+        raise InputError(f"{_quoted(expression)} is no condition; compare it with a number, as in 'spectrum_fe < 0.2'")
     return tree
 
 
@@ -180,39 +194,60 @@ def _check(node: ast.expr, expression: str, depth: int = 0) -> None:
             _check_conditions(values, expression, depth)
         case ast.UnaryOp(op=ast.Not(), operand=operand):
             _check_conditions([operand], expression, depth)
-        case ast.UnaryOp(op=ast.USub() | ast.UAdd(), operand=ast.Constant(value=int() | float())):
-            pass
         case ast.Compare(left=left, ops=ops, comparators=comparators):
             _check_comparison([left, *comparators], ops, expression, depth)
         case ast.Name(id=name):
-            if name not in NAMES:
-                hint = f"; as a whole expression, {', '.join(NAMED)} are names too" if name in NAMED else ""
-                raise InputError(f"unknown name {name!r} in {expression!r}; {did_you_mean(name, NAMES)}{hint}")
-        case ast.Constant(value=bool() | int() | float()):
-            pass
+            _check_name(name, expression)
+        case ast.Constant(value=int() | float() as value) if not isinstance(value, bool):
+            _check_number(value, node, expression)
+        case ast.UnaryOp(op=ast.USub() | ast.UAdd(), operand=ast.Constant() as number):
+            _check(number, expression, depth + 1)
         case _:
             raise InputError(
-                f"{ast.unparse(node)!r} is not allowed in a selection; use names, numbers, comparisons, and, or, not"
+                f"{_source(node, expression)} is not allowed in a selection; use names, numbers, comparisons, "
+                f"and, or, not, or one of {', '.join(NAMED)}"
             )
+
+
+def _check_name(name: str, expression: str) -> None:
+    if name in NAMES:
+        return
+    allowed = (*NAMES, *NAMED) if name == expression else NAMES
+    hint = f"; {name} is a whole selection: combine masks with & and |" if name in NAMED else ""
+    raise InputError(f"unknown name {name!r} in {_quoted(expression)}; {did_you_mean(name, allowed)}{hint}")
+
+
+def _check_number(value: float, node: ast.expr, expression: str) -> None:
+    if not value <= sys.float_info.max:
+        raise InputError(f"the number {_source(node, expression)} is too large; at most 1e308 is allowed")
 
 
 def _check_conditions(nodes: list[ast.expr], expression: str, depth: int) -> None:
     for node in nodes:
         _check(node, expression, depth + 1)
         if not _is_condition(node):
-            raise InputError(f"{ast.unparse(node)!r} in {expression!r} is no condition; compare it with a number")
+            raise InputError(
+                f"{_source(node, expression)} in {_quoted(expression)} is no condition; compare it with a number"
+            )
 
 
 def _check_comparison(terms: list[ast.expr], ops: list[ast.cmpop], expression: str, depth: int) -> None:
-    for op in ops:
-        if type(op) not in _COMPARISONS:
-            raise InputError(
-                f"only < <= > >= == != compare in a selection, got {ast.unparse(terms[0])!r} in {expression!r}"
-            )
+    if any(type(op) not in _COMPARISONS for op in ops):
+        raise InputError(f"only < <= > >= == != compare in a selection, got {_quoted(expression)}")
     for term in terms:
         _check(term, expression, depth + 1)
-        if not isinstance(term, ast.Name | ast.Constant | ast.UnaryOp) or _is_condition(term):
-            raise InputError(f"{ast.unparse(term)!r} in {expression!r} is a condition; only names and numbers compare")
+        if _is_condition(term):
+            raise InputError(
+                f"{_source(term, expression)} in {_quoted(expression)} is a condition; only names and numbers compare"
+            )
+
+
+def _source(node: ast.expr, expression: str) -> str:
+    return _quoted(ast.get_source_segment(expression, node) or "")
+
+
+def _quoted(text: str) -> str:
+    return repr(text if len(text) <= _MAX_QUOTED else f"{text[: _MAX_QUOTED - 3]}...")
 
 
 def _is_condition(node: ast.expr) -> bool:
