@@ -212,7 +212,7 @@ def _derotated_shares(card: RotaryCard, mask: PairMask, strength: float) -> dict
         pairs = rotation.pairing.pairs
         query, key = (torch.from_numpy(mask.streams()[stream].values[row, :, :pairs]) for stream in (QUERY, KEY))
         grouped = query[: rotation.heads].unflatten(0, (rotation.kv_heads, -1)).any(1)
-        share = (grouped | key[: rotation.kv_heads]) * rotation.rotated * strength
+        share = ((grouped | key[: rotation.kv_heads]) & rotation.rotated).double() * strength
         if share.any():
             found[rotation.layer] = share[:, None]
     return found
