@@ -9,6 +9,7 @@ from pathlib import Path
 
 import matplotlib.image
 import pytest
+import xarray as xr
 
 import ropescope as rs
 from ropescope import cli
@@ -16,7 +17,7 @@ from synthetic import synthetic_result
 from tiny import byte_level_tokenizer, tiny_llama
 
 SHORT = ["--length", "128", "--frame-length", "64", "--hop-length", "32", "--count", "2"]
-COMMANDS = ("inspect", "measure", "figures", "demo")
+COMMANDS = ("inspect", "measure", "figures", "select", "sweep", "bake", "demo")
 
 
 @pytest.fixture
@@ -192,6 +193,73 @@ def test_ctrl_c_ends_with_one_line_and_leaves_nothing(measured, tmp_path):
     assert process.returncode == 130
     assert errors.strip().splitlines() == ["ropescope: interrupted; nothing was left half-written"]
     assert {path.name for path in tmp_path.iterdir()} == {"text.txt"}
+
+
+@pytest.fixture
+def result(measured: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+    cli.main(measured)
+    capsys.readouterr()
+    return tmp_path / "result.nc"
+
+
+@pytest.fixture
+def sweeping(saved: Path, text: Path, result: Path, tmp_path: Path) -> list[str]:
+    """Arguments that sweep the tiny model on a small text into sweep.nc."""
+    arguments = ["sweep", str(saved), str(result), "--corpus", str(text), "--length", "64", "--count", "3"]
+    few = ["--select", "pair < 2", "spectrum_fe < 0", "--alphas", "0", "0.5", "--random-seeds", "7"]
+    return [*arguments, *few, "--output", str(tmp_path / "sweep.nc")]
+
+
+def test_select_counts_the_pairs_and_writes_a_mask(result, tmp_path, capsys):
+    mask = tmp_path / "half.safetensors"
+    cli.main(["select", str(result), "pair < 2", "--output", str(mask)])
+    output = capsys.readouterr().out
+    assert "pair < 2: 16 of 32 query pairs, 8 of 16 key pairs" in output
+    assert output.count("query     8  key     4") == 2
+    assert int(rs.PairMask.load(mask).query.sum()) == 16
+    assert "it exists" in refusal(capsys, "select", str(result), "pair < 1", "--output", str(mask))
+    assert int(rs.PairMask.load(mask).query.sum()) == 16
+
+
+def test_bad_selections(result, capsys):
+    assert "did you mean 'spectrum_fe'" in refusal(capsys, "select", str(result), "spectrum_fee < 0.2")
+    assert "cannot parse" in refusal(capsys, "select", str(result), "spectrum_fe <")
+    assert "is not allowed" in refusal(capsys, "select", str(result), "__import__('os').system('true')")
+
+
+def test_sweep_writes_curves_and_tables_and_goes_on_where_it_was(sweeping, tmp_path, capsys):
+    cli.main(sweeping)
+    output = capsys.readouterr().out
+    data = xr.load_dataset(tmp_path / "sweep.nc", engine="h5netcdf")
+    assert data["perplexity"].sizes == {"selection": 2, "arm": 3, "alpha": 3}
+    assert float(data["perplexity"].sel(alpha=0.0)[0, 0]) != float(data["perplexity"].sel(alpha=1.0)[0, 0])
+    assert "pair < 2" in output and "against random" in output
+    made = {path.name for path in tmp_path.iterdir() if path.name.startswith("sweep")}
+    assert made == {"sweep.nc", "sweep.png", "sweep.md", "sweep.csv"}
+    content = (tmp_path / "sweep.nc").read_bytes()
+    cli.main(sweeping)
+    assert (tmp_path / "sweep.nc").read_bytes() == content
+
+
+def test_bad_options_of_sweep(sweeping, tmp_path, capsys):
+    assert "nan" in refusal(capsys, *replaced(sweeping, "--alphas", "nan"))
+    assert "2" in refusal(capsys, *replaced(sweeping, "--alphas", "2"))
+    assert "0 windows" in refusal(capsys, *replaced(sweeping, "--length", "100000"))
+    assert not (tmp_path / "sweep.nc").exists()
+
+
+def test_baked_folder_opens_in_plain_transformers(saved, result, tmp_path, capsys):
+    from transformers import AutoModelForCausalLM
+
+    folder = tmp_path / "baked"
+    arguments = ["bake", str(saved), str(result), "--select", "pair < 2", "--alpha", "0.1", "--output", str(folder)]
+    cli.main(arguments)
+    assert "16 of 32 query pairs" in capsys.readouterr().out
+    old, new = (AutoModelForCausalLM.from_pretrained(path) for path in (saved, folder))
+    capsys.readouterr()
+    rows = new.model.layers[0].self_attn.q_proj.weight / old.model.layers[0].self_attn.q_proj.weight
+    assert rows.mean(1)[:4].tolist() == pytest.approx([0.1, 0.1, 1, 1], rel=1e-2)
+    assert "is not an empty folder" in refusal(capsys, *arguments)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -47,7 +47,7 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Seven positions a chunk, so that chunks neither fill a window nor divide it."""
-    monkeypatch.setattr(module, "_LOGITS", 7 * VOCABULARY)
+    monkeypatch.setitem(module._LOGITS, "cpu", 7 * VOCABULARY)
 
 
 def plain_nats(model: PreTrainedModel, windows: Tensor) -> Tensor:
@@ -111,12 +111,15 @@ def test_batches_change_nothing() -> None:
     np.testing.assert_allclose(one.window_nats, many.window_nats, rtol=2e-6)
 
 
-def test_logits_of_a_window_are_never_held(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("limit", "held"), [(7, 7), (1000, 47 // 4), (0, 1)])
+def test_logits_of_a_window_are_never_held(monkeypatch: pytest.MonkeyPatch, limit: int, held: int) -> None:
+    """As many as the limit allows, at most a quarter of a window, whatever the batch."""
+    monkeypatch.setitem(module._LOGITS, "cpu", limit * VOCABULARY)
     sizes = []
-    head = LLAMA.build()
-    head.get_output_embeddings().register_forward_hook(lambda _module, _args, logits: sizes.append(logits.numel()))
-    perplexity(head, tokens(4), batch_size=4)
-    assert max(sizes) <= 7 * VOCABULARY
+    model = LLAMA.build()
+    model.get_output_embeddings().register_forward_hook(lambda _module, _args, logits: sizes.append(logits.numel()))
+    perplexity(model, tokens(4), batch_size=4)
+    assert max(sizes) == held * VOCABULARY
     assert sum(sizes) == 4 * 47 * VOCABULARY
 
 

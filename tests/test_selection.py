@@ -111,9 +111,7 @@ def test_every_name_of_the_language_was_tried() -> None:
         ("table1", lambda v: (v["spectrum_fe"] > 0.4) | (v["sequence_fe"] < 0.6)),
     ],
 )
-def test_selections_of_the_paper_have_names(
-    name: str, expected: Callable[[dict[str, np.ndarray]], np.ndarray]
-) -> None:
+def test_selections_of_the_paper_have_names(name: str, expected: Callable[[dict[str, np.ndarray]], np.ndarray]) -> None:
     mask = select(result(), name)
     same(mask, expected, result())
     assert all(chosen.any() for chosen in mask.streams().values())
@@ -267,7 +265,7 @@ def truth(tree: tuple[Any, ...], value: dict[str, float]) -> bool | None:
 @cache
 def small_result() -> xr.DataTree:
     """Few pairs, a third of all values missing each on its own, some pairs absent."""
-    tree = synthetic_result(layers=3, heads=2, kv_heads=1, pairs=9, sequences=1, nope_layers=(1,), padded=False)
+    tree = synthetic_result(layers=3, heads=2, kv_heads=1, pairs=10, sequences=1, nope_layers=(1,), padded=False)
     random = np.random.default_rng(0)
     for stream in STREAMS:
         for name in PAIR_VARIABLES:
@@ -309,8 +307,7 @@ def refused(expression: str) -> str:
 
 
 READS_LIKE = (
-    "a selection reads like 'spectrum_fe < 0.2 and layer >= 4', "
-    "or is one of bands, spectrum-outliers, periodic, table1"
+    "a selection reads like 'spectrum_fe < 0.2 and layer >= 4', or is one of bands, spectrum-outliers, periodic, table1"
 )
 ALLOWED = ", ".join(NAMES)
 PARTS = "use names, numbers, comparisons, and, or, not, or one of bands, spectrum-outliers, periodic, table1"
@@ -321,18 +318,17 @@ PARTS = "use names, numbers, comparisons, and, or, not, or one of bands, spectru
     [
         ("", f"cannot parse ''; {READS_LIKE}"),
         (" \n ", f"cannot parse ''; {READS_LIKE}"),
-        ("layer <", f"cannot parse 'layer <' at character N; {READS_LIKE}"),
-        ("(layer < 2", f"cannot parse '(layer < 2' at character N; {READS_LIKE}"),
-        ("layer = 2", f"cannot parse 'layer = 2' at character N; {READS_LIKE}"),
-        ("layer := 2", f"cannot parse 'layer := 2' at character N; {READS_LIKE}"),
-        ("layer < 2; head", f"cannot parse 'layer < 2; head' at character N; {READS_LIKE}"),
-        ("import os", f"cannot parse 'import os' at character N; {READS_LIKE}"),
+        ("layer <", f"cannot parse 'layer <'; {READS_LIKE}"),
+        ("(layer < 2", f"cannot parse '(layer < 2'; {READS_LIKE}"),
+        ("layer = 2", f"cannot parse 'layer = 2'; {READS_LIKE}"),
+        ("layer := 2", f"cannot parse 'layer := 2'; {READS_LIKE}"),
+        ("layer < 2; head", f"cannot parse 'layer < 2; head'; {READS_LIKE}"),
+        ("import os", f"cannot parse 'import os'; {READS_LIKE}"),
         ("layer < 2\0", f"cannot parse 'layer < 2\\x00'; {READS_LIKE}"),
         ("layer < \ud800", f"cannot parse 'layer < \\ud800'; {READS_LIKE}"),
         (
             "spectrum_ef < 1",
-            "unknown name 'spectrum_ef' in 'spectrum_ef < 1'; did you mean 'spectrum_fe' or 'sequence_fe'? "
-            f"(allowed: {ALLOWED})",
+            f"unknown name 'spectrum_ef' in 'spectrum_ef < 1'; did you mean 'spectrum_fe'? (allowed: {ALLOWED})",
         ),
         ("layer < nan", f"unknown name 'nan' in 'layer < nan'; allowed: {ALLOWED}"),
         ("period", None),
@@ -368,7 +364,7 @@ PARTS = "use names, numbers, comparisons, and, or, not, or one of bands, spectru
 )
 def test_errors_say_what_is_wrong(expression: str, text: str | None) -> None:
     # Where Python sees the mistake differs with its version.
-    got = re.sub(r"at character \d+", "at character N", refused(expression))
+    got = re.sub(r" at character \d+", "", refused(expression))
     assert got == text or (text is None and "did you mean 'periodic'" in got)
 
 
@@ -549,7 +545,10 @@ def test_controls_of_an_empty_mask_are_empty() -> None:
             r"the mask has 168 query pairs in \{'layer': 4, 'head': 3, 'pair': 16\}, the result 102 in "
             r"\{'layer': 4, 'head': 3, 'pair': 10\}; give a result of the model that the mask is for",
         ),
-        ({"kv_heads": 2, "layers": 3, "nope_layers": ()}, r"the mask has 168 query pairs in .*, the result 120 in \{'layer': 3,"),
+        (
+            {"kv_heads": 2, "layers": 3, "nope_layers": ()},
+            r"the mask has 168 query pairs in .*, the result 120 in \{'layer': 3,",
+        ),
         ({"kv_heads": 1}, r"the mask has 108 key pairs in .*, the result 60 in \{'layer': 4, 'kv_head': 1,"),
         ({"kv_heads": 2, "padded": False}, r"the mask has 168 query pairs in .*, the result 192 in "),
     ],

@@ -347,6 +347,7 @@ def bake(
         Expression, or one of the paper's selections by name.
     """
     import ropescope as rs
+    from ropescope.models import quiet
 
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ResultError(f"cannot write {output}: it exists and is not an empty folder; choose another --output")
@@ -354,8 +355,9 @@ def bake(
     loaded, tokenizer = _load(model, options)
     rs.bake(loaded, mask, alpha)
     _make_folder(output)
-    loaded.save_pretrained(output)
-    tokenizer.save_pretrained(output)
+    with quiet():
+        loaded.save_pretrained(output)
+        tokenizer.save_pretrained(output)
     print(f"{mask}, alpha {alpha}\ncheckpoint: {output}")
 
 

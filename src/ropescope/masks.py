@@ -130,7 +130,7 @@ class PairMask:
         content[LAYER] = np.asarray(self.layers, dtype=np.int64)
         facts = json.dumps({"pairing": self.pairing, "provenance": self.provenance})
         metadata = {"format": SCHEMA, "version": str(SCHEMA_VERSION), "ropescope": facts}
-        target = check_target(Path(path))
+        target = check_target(Path(path), overwrite=overwrite)
         with written_whole(target) as partial:
             partial.write_bytes(save(content, {**metadata, "sha256": _digest(facts, content)}))
         return target

@@ -106,7 +106,7 @@ def load_model(
     place = _device(device, device_map)
     wanted = _dtype(dtype, place)
     checkpoint = _checkpoint(os.fspath(source), revision, trust_remote_code)
-    with _quiet():
+    with quiet():
         config = _load_config(checkpoint)
         tokenizer = _load_tokenizer(checkpoint)
         chosen = {"attn_implementation": attn_implementation, "device_map": device_map}
@@ -370,7 +370,7 @@ def _moved(model: PreTrainedModel, place: torch.device) -> PreTrainedModel:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence the libraries' log messages, and their progress bars unless a terminal shows them."""
     loggers = [logging.getLogger(name) for name in ("transformers", "huggingface_hub", "gguf")]
     levels = [logger.level for logger in loggers]

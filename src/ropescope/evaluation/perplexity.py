@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
     from ropescope.axes import TokenIds
 
-# Logits held at once: 32 MiB in float32.
-_LOGITS = 2**23
+# Logits held at once, at most. On a CPU 16 MiB stay within what the decoder itself needs; an accelerator wants larger
+# matrix products, but never more than a quarter of a window.
+_LOGITS = {"cpu": 2**22, "accelerator": 2**26}
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,11 +149,17 @@ def _token_nats(model: PreTrainedModel, batch: TokenIds, scored: int) -> np.ndar
     output = _decoder(model)(input_ids=ids, use_cache=False, return_dict=True)
     hidden = output.last_hidden_state[:, -scored - 1 : -1].flatten(0, 1)
     targets = ids[:, -scored:].flatten()
-    size = max(1, _LOGITS // vocabulary_size(model))
+    size = _chunk_size(hidden, vocabulary_size(model), scored)
     chunks = zip(hidden.split(size), targets.split(size), strict=True)
     nats = [_cross_entropy(_logits(model, output, part, wanted), wanted) for part, wanted in chunks]
     rows: np.ndarray = torch.cat(nats).unflatten(0, (len(batch), scored)).cpu().double().numpy()
     return rows
+
+
+def _chunk_size(hidden: Tensor, vocabulary: int, scored: int) -> int:
+    """Positions whose logits are held at once."""
+    limit = _LOGITS["cpu" if hidden.device.type == "cpu" else "accelerator"]
+    return max(1, min(limit // vocabulary, scored // 4))
 
 
 def _decoder(model: PreTrainedModel) -> Any:
