@@ -239,6 +239,10 @@ def test_sweep_writes_curves_and_tables_and_goes_on_where_it_was(sweeping, tmp_p
     content = (tmp_path / "sweep.nc").read_bytes()
     cli.main(sweeping)
     assert (tmp_path / "sweep.nc").read_bytes() == content
+    (tmp_path / "again.nc").write_bytes(content)
+    capsys.readouterr()
+    cli.main(["figures", *(str(tmp_path / name) for name in ("sweep.nc", "again.nc")), "--output-dir", str(tmp_path)])
+    assert capsys.readouterr().out.split() == [str(tmp_path / "sweep-curves.png")]
 
 
 def test_bad_options_of_sweep(sweeping, tmp_path, capsys):

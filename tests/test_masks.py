@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -148,7 +147,7 @@ def test_masks_of_another_shape_do_not_combine(other: xr.DataTree, text: str) ->
         with pytest.raises(InputError, match=r"^the masks are of different models: 4 layers, 3 heads") as caught:
             combine(bands(), mask)
         assert text in str(caught.value)
-        with pytest.raises(InputError, match="^the masks are of different models"):
+        with pytest.raises(InputError, match=r"^the masks are of different models"):
             combine(mask, bands())
 
 
@@ -157,7 +156,7 @@ def test_masks_of_other_layers_or_another_pairing_do_not_combine() -> None:
         name: getattr(bands(), name).assign_coords(layer=[1, 2, 3, 4])
         for name in ("query", "key", "query_present", "key_present")
     }
-    with pytest.raises(InputError, match="^the masks are of different models"):
+    with pytest.raises(InputError, match=r"^the masks are of different models"):
         bands() & replace(bands(), **shifted)
     turned = replace(bands(), pairing=("half-split[0:32]",) * 3 + ("interleaved[0:32]",))
     with pytest.raises(InputError, match=r"paired half-split\[0:32\] against .* half-split\[0:32\], interleaved"):
@@ -201,7 +200,7 @@ def test_a_mask_comes_back_as_it_was(tmp_path: Path, seed: int) -> None:
     assert path == tmp_path / "mask.safetensors"
     check_identical(PairMask.load(path), mask)
     check_identical(PairMask.load(str(path)), mask)
-    assert os.listdir(tmp_path) == ["mask.safetensors"]
+    assert [file.name for file in tmp_path.iterdir()] == ["mask.safetensors"]
 
 
 @pytest.mark.parametrize("made", [lambda: bands(), lambda: ~bands(), lambda: bands().for_any_model()])
@@ -242,12 +241,6 @@ def test_saving_again_replaces_the_file(saved: Path) -> None:
     check_identical(PairMask.load(saved), random_mask(0))
 
 
-def test_two_saves_give_the_identical_file(saved: Path) -> None:
-    first = saved.read_bytes()
-    bands().save(saved)
-    assert saved.read_bytes() == first
-
-
 def test_a_failed_save_leaves_the_old_file_and_nothing_else(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_descriptor: int) -> None:
         raise OSError(28, "No space left on device")
@@ -259,7 +252,7 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(saved: Path, monkeyp
     assert saved.read_bytes() == before
     with pytest.raises(ResultError, match="No space left"):
         bands().save(saved.with_name("other.safetensors"))
-    assert os.listdir(saved.parent) == [saved.name]
+    assert [file.name for file in saved.parent.iterdir()] == [saved.name]
 
 
 def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
@@ -267,7 +260,7 @@ def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
         bands().save(tmp_path / "nowhere" / "mask.safetensors")
     with pytest.raises(ResultError, match=r"it is a folder"):
         bands().save(tmp_path)
-    assert os.listdir(tmp_path) == []
+    assert [file.name for file in tmp_path.iterdir()] == []
 
 
 def load_error(path: Path) -> str:

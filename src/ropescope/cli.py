@@ -181,16 +181,17 @@ def measure(
 
 @app.command
 def figures(
-    *results: Annotated[Path, Parameter(help="Result files of `ropescope measure`.")],
+    *results: Annotated[Path, Parameter(help="Files of `ropescope measure` and `ropescope sweep`.")],
     heads: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative="")] = (),
     stream: Stream = "both",
     format: Annotated[tuple[Format, ...], Parameter(consume_multiple=True, negative="")] = ("png",),
     output_dir: Path = Path(),
 ) -> None:
-    """Draw results: the panel of chosen heads, and the overview of all layers.
+    """Draw results: the panel of chosen heads, the overview of all layers, the curves of sweeps.
 
     The panel shows, for each head, SpectrumFE and SequenceFE over the pairs and the norms over the positions (figures
-    1, 2 and 4 of the paper). The overview maps layer by pair.
+    1, 2 and 4 of the paper). The overview maps layer by pair. All sweeps go into one figure, a line for each (figure
+    3), named after its file.
 
     Example: `ropescope figures qwen3.nc --heads 6:0 1:0 --stream key --format png pdf`
 
@@ -206,14 +207,20 @@ def figures(
         Folder for the files, made if it does not exist.
     """
     import ropescope as rs
+    from ropescope.results import schema_of
 
     if not results:
         raise InputError("figures got no result file; name at least one: ropescope figures RESULT.nc")
     chosen = _parse_heads(heads)
     if any(None in place for place in chosen):
         raise InputError("figures got '*' in --heads; name each head as LAYER:HEAD")
+    sweeps = [path for path in results if schema_of(path) == "ropescope-sweep"]
     for path in results:
-        for written in _draw(rs.load(path), path.stem, chosen, _streams(stream), format, output_dir):
+        if path not in sweeps:
+            for written in _draw(rs.load(path), path.stem, chosen, _streams(stream), format, output_dir):
+                print(written)
+    if sweeps:
+        for written in _draw_sweeps(sweeps, format, output_dir):
             print(written)
 
 
@@ -438,8 +445,7 @@ def _report_sweep(data: xr.Dataset, target: Path, model: str) -> None:
     from ropescope.files import check_target, written_whole
 
     print(sweep_table(data))
-    with written_whole(check_target(target.with_suffix(".png"))) as partial:
-        sweep_curves({model: data}).savefig(partial, dpi=150)
+    _save_figure(sweep_curves({model: data}), target.with_suffix(".png"))
     with written_whole(check_target(target.with_suffix(".md"))) as partial:
         partial.write_text(sweep_table(data, format="markdown"))
     with written_whole(check_target(target.with_suffix(".csv"))) as partial:
@@ -456,7 +462,6 @@ def _draw(
     folder: Path,
 ) -> Iterable[Path]:
     from ropescope.figures import default_heads, overview, panel
-    from ropescope.files import check_target, written_whole
 
     _make_folder(folder)
     for stream in streams:
@@ -464,10 +469,25 @@ def _draw(
         drawn = {"panel": panel(result, shown, stream), "overview": overview(result, stream)}
         for name, figure in drawn.items():
             for extension in formats:
-                path = folder / f"{stem}-{stream}-{name}.{extension}"
-                with written_whole(check_target(path)) as partial:
-                    figure.savefig(partial, dpi=150)
-                yield path
+                yield _save_figure(figure, folder / f"{stem}-{stream}-{name}.{extension}")
+
+
+def _draw_sweeps(paths: list[Path], formats: Iterable[str], folder: Path) -> Iterable[Path]:
+    from ropescope.curves import sweep_curves
+    from ropescope.evaluation.records import load_sweep
+
+    figure = sweep_curves({path.stem: load_sweep(path) for path in paths})
+    _make_folder(folder)
+    for extension in formats:
+        yield _save_figure(figure, folder / f"{paths[0].stem}-curves.{extension}")
+
+
+def _save_figure(figure: Any, path: Path) -> Path:
+    from ropescope.files import check_target, written_whole
+
+    with written_whole(check_target(path)) as partial:
+        figure.savefig(partial, dpi=150)
+    return path
 
 
 def _make_folder(folder: Path) -> None:

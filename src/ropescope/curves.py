@@ -49,7 +49,7 @@ def sweep_curves(sweeps: Mapping[str, xr.Dataset]) -> Figure:
     names = [str(name) for name in first[SELECTION].values]
     for label, data in sweeps.items():
         if [str(name) for name in data[SELECTION].values] != names:
-            raise InputError(f"sweep {label!r} has selections {list(data[SELECTION].values)}, the first has {names}")
+            raise InputError(f"sweep {label!r} has selections {data[SELECTION].values.tolist()}, the first has {names}")
     figure = Figure(figsize=(1 + 3.2 * len(names), 3.6), layout="constrained")
     panels = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
     for axes, name in zip(panels, names, strict=True):

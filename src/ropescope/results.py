@@ -218,6 +218,18 @@ def load(path: str | Path) -> xr.DataTree:
     return tree
 
 
+def schema_of(path: str | Path) -> str | None:
+    """The schema that a NetCDF file says it follows, such as "ropescope-sweep"; None where it says nothing readable."""
+    import h5py
+
+    _check_source(Path(path))
+    try:
+        with h5py.File(path, "r") as file:
+            return str(file.attrs["schema"])
+    except (OSError, KeyError):
+        return None
+
+
 def _attributes(long_name: str, units: str, description: str | None = None) -> dict[str, str]:
     given = {"long_name": long_name, "units": units, "description": description}
     return {name: text for name, text in given.items() if text is not None}
