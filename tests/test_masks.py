@@ -74,7 +74,7 @@ def test_truth_tables() -> None:
         }
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(seeds=st.tuples(st.integers(0, 9), st.integers(0, 9), st.integers(0, 9)))
 def test_laws_of_logic_hold_padding_included(seeds: tuple[int, int, int]) -> None:
     a, b, c = map(random_mask, seeds)

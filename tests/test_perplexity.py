@@ -160,7 +160,7 @@ def test_the_decoder_comes_back_after_an_error() -> None:
         (torch.zeros(2, 8), {}, r"windows got shape \(2, 8\), torch.float32"),
         (torch.zeros(0, 8, dtype=torch.int64), {}, r"windows got shape \(0, 8\)"),
         (torch.zeros(2, 1, dtype=torch.int64), {}, "at least 2 tokens in a window"),
-        (torch.zeros(2, 0, dtype=torch.int64), {}, "windows got 0 positions"),
+        (torch.zeros(2, 0, dtype=torch.int64), {}, "with at least one of each"),
         (torch.full((1, 8), VOCABULARY), {}, f"vocabulary is 0 to {VOCABULARY - 1}; make the windows with"),
         (torch.full((1, 8), -100), {}, "token ids from -100 to -100"),
         (tokens(), {"stride": 0}, "stride got 0; it is 1 to 47 for windows of 48 tokens, or None for all"),

@@ -283,7 +283,7 @@ def pairs_of_small_result(stream: str) -> list[tuple[bool, dict[str, float]]]:
     return [(flag, dict(zip(values, row, strict=True))) for flag, row in zip(there, rows, strict=True)]
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(condition=conditions, brackets=st.booleans())
 def test_random_expressions_agree_with_three_valued_logic_pair_by_pair(
     condition: tuple[Any, ...], brackets: bool
@@ -294,7 +294,7 @@ def test_random_expressions_agree_with_three_valued_logic_pair_by_pair(
         assert chosen.values.ravel().tolist() == expected
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(condition=conditions)
 def test_a_condition_and_its_negation_never_meet(condition: tuple[Any, ...]) -> None:
     held = select(small_result(), written(condition, brackets=True))

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -295,14 +296,14 @@ def test_a_folder_that_is_no_journal_is_left_alone(masks: dict[str, Any], tmp_pa
 def test_a_full_disk_loses_nothing(
     masks: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calls: list[int]
 ) -> None:
-    replace, room = Path.replace, 4
+    put, room = Path.replace, 4
 
     def filling(partial: Path, target: Path) -> Path:
         nonlocal room
         room -= 1
         if room < 0:
             raise OSError(errno.ENOSPC, "No space left on device")
-        return replace(partial, target)
+        return put(partial, target)
 
     with monkeypatch.context() as patch, pytest.raises(ResultError, match="No space left on device; choose a folder"):
         patch.setattr(Path, "replace", filling)
@@ -315,12 +316,12 @@ def test_a_full_disk_loses_nothing(
 def test_an_output_that_is_locked_at_the_end_loses_nothing(
     masks: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calls: list[int]
 ) -> None:
-    replace = Path.replace
+    put = Path.replace
 
     def locked(partial: Path, target: Path) -> Path:
         if target.suffix == ".nc":
             raise PermissionError(errno.EACCES, "file is open elsewhere")
-        return replace(partial, target)
+        return put(partial, target)
 
     with monkeypatch.context() as patch, pytest.raises(ResultError, match="file is open elsewhere"):
         patch.setattr(Path, "replace", locked)
@@ -335,6 +336,9 @@ def test_an_existing_file(masks: dict[str, Any], tmp_path: Path, calls: list[int
     content = path.read_bytes()
     xr.testing.assert_identical(run(masks, path), first)
     assert len(calls) == 9
+    renamed = {**masks, "low": replace(masks["high"], provenance=masks["low"].provenance)}
+    with pytest.raises(ResultError, match="it exists"):
+        run(renamed, path)
     with pytest.raises(ResultError, match="it exists; allow overwriting or choose another name"):
         run(masks, path, alphas=(0.1,))
     assert len(calls) == 9

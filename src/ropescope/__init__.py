@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ropescope.entropy import spectrum_fe as spectrum_fe
     from ropescope.entropy import white_noise_entropy as white_noise_entropy
     from ropescope.evaluation.perplexity import perplexity as perplexity
+    from ropescope.evaluation.plan import Controls as Controls
     from ropescope.evaluation.sweep import sweep as sweep
     from ropescope.interventions import derotated as derotated
     from ropescope.interventions import weighted_rope as weighted_rope
@@ -45,6 +46,7 @@ _HOME = {
     "bake": "baking",
     "perplexity": "evaluation.perplexity",
     "sweep": "evaluation.sweep",
+    "Controls": "evaluation.plan",
     "sequence_fe": "entropy",
     "white_noise_entropy": "entropy",
 }

@@ -370,7 +370,7 @@ def bake(
 
 @app.command
 def demo(*, output_dir: Path = Path("ropescope-demo")) -> None:
-    """Measure the built-in model on the built-in text, draw it, and say what to look at.
+    """Measure the built-in model on the built-in text, draw it, turn pairs down, and say what matters.
 
     Example: `ropescope demo`
 
@@ -395,6 +395,29 @@ def demo(*, output_dir: Path = Path("ropescope-demo")) -> None:
     for written in _draw(result, "builtin", [], STREAMS, ("png",), output_dir):
         print(f"figure: {written}")
     print(_WHAT_TO_LOOK_AT)
+    _demo_sweep(loaded, tokenizer, result, output_dir)
+
+
+def _demo_sweep(model: Any, tokenizer: Any, result: xr.DataTree, folder: Path) -> None:
+    """Turn the paper's selections down on the half of the text that was not measured."""
+    import ropescope as rs
+    from ropescope.curves import sweep_curves
+    from ropescope.evaluation.findings import findings
+    from ropescope.evaluation.plan import Controls
+    from ropescope.evaluation.records import save_sweep
+
+    print("\nWhat matters? Perplexity on other text, 4 windows of 1024 tokens, as the pairs are turned down\n")
+    data = rs.sweep(
+        model,
+        rs.token_windows(tokenizer, "builtin", split="test", length=1024, count=4),
+        {name: rs.select(result, name) for name in PAPER_SELECTIONS},
+        alphas=(0.0, 0.5),
+        controls=Controls(seeds=(0,)),
+        progress=True,
+    )
+    save_sweep(data, (folder / "builtin-sweep.nc").resolve())
+    print(f"figure: {_save_figure(sweep_curves({'builtin': data}), folder / 'builtin-curves.png')}\n")
+    print("\n".join(findings(data)))
 
 
 _WHAT_TO_LOOK_AT = """
@@ -442,9 +465,11 @@ def _report_sweep(data: xr.Dataset, target: Path, model: str) -> None:
     """Print the table, and write it and the curves beside the sweep."""
     from ropescope.curves import sweep_curves
     from ropescope.evaluation.effects import sweep_table
+    from ropescope.evaluation.findings import findings
     from ropescope.files import check_target, written_whole
 
-    print(sweep_table(data))
+    print(sweep_table(data), end="\n\n")
+    print("\n".join(findings(data)))
     _save_figure(sweep_curves({model: data}), target.with_suffix(".png"))
     with written_whole(check_target(target.with_suffix(".md"))) as partial:
         partial.write_text(sweep_table(data, format="markdown"))

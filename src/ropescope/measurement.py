@@ -31,7 +31,7 @@ from ropescope.entropy import (
     spectral_entropy,
 )
 from ropescope.errors import InputError, NonFiniteError
-from ropescope.models import model_provenance, undisturbed, vocabulary_size
+from ropescope.models import check_windows, model_provenance, undisturbed
 from ropescope.probing import LayerRotation, RotaryCard, probe
 from ropescope.results import KeptNorms, build_result
 from ropescope.rotary import Pairing, pair_norms
@@ -113,7 +113,9 @@ def measure(
     >>> result["query"].spectrum_fe.mean("sequence").min()  # doctest: +SKIP
     """
     frames = Frames(frame_length, hop_length, window)
-    _check_windows(model, windows, frames, batch_size)
+    check_windows(model, windows, batch_size)
+    check_frames(windows.shape[1], frame_length, hop_length)
+    analysis_window(window, frame_length)
     card = probe(model, positions=windows.shape[1])
     reducer = _Reducer(
         rotations={rotation.layer: rotation for rotation in card.layers},
@@ -224,25 +226,6 @@ def _locate_non_finite(model: PreTrainedModel, batch: TokenIds) -> None:
     """Run the batch again to say where the first non-finite value is."""
     _run(model, batch, AttentionCall.check_finite)
     raise NonFiniteError(f"pair norms exceed {_LARGEST_NORM:.0e}, so their power overflows float32; check the weights")
-
-
-def _check_windows(model: PreTrainedModel, windows: TokenIds, frames: Frames, batch_size: int) -> None:
-    if windows.ndim != 2 or windows.is_floating_point() or windows.numel() == 0:
-        raise InputError(
-            f"windows got shape {tuple(windows.shape)}, {windows.dtype}; it takes token ids of shape "
-            "(sequence, position) with at least one of each"
-        )
-    check_frames(windows.shape[1], frames.frame_length, frames.hop_length)
-    analysis_window(frames.window, frames.frame_length)
-    if batch_size < 1:
-        raise InputError(f"batch_size got {batch_size}; it is at least 1")
-    vocabulary = vocabulary_size(model)
-    low, high = int(windows.min()), int(windows.max())
-    if low < 0 or high >= vocabulary:
-        raise InputError(
-            f"windows hold token ids from {low} to {high}, but the model's vocabulary is 0 to {vocabulary - 1}; "
-            "make the windows with the model's own tokenizer"
-        )
 
 
 def _kept_heads(card: RotaryCard, wanted: Iterable[tuple[int | None, int | None]]) -> dict[int, list[int]]:

@@ -22,10 +22,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ropescope.errors import ModelError, did_you_mean, first_line
+from ropescope.errors import InputError, ModelError, did_you_mean, first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from ropescope.axes import TokenIds
 
 BUILTIN = "builtin"
 DTYPES = {
@@ -153,6 +155,24 @@ def vocabulary_size(model: PreTrainedModel) -> int:
     """Rows of the input embedding: token ids run from 0 to one less."""
     embedding: Any = model.get_input_embeddings()
     return int(embedding.weight.shape[0])
+
+
+def check_windows(model: PreTrainedModel, windows: TokenIds, batch_size: int = 1) -> None:
+    """Raise InputError unless `windows` are token ids of this model, (sequence, position), to be run in batches."""
+    if windows.ndim != 2 or windows.is_floating_point() or windows.dtype == torch.bool or windows.numel() == 0:
+        raise InputError(
+            f"windows got shape {tuple(windows.shape)}, {windows.dtype}; it takes token ids of shape "
+            "(sequence, position) with at least one of each"
+        )
+    if batch_size < 1:
+        raise InputError(f"batch_size got {batch_size}; it is at least 1")
+    vocabulary = vocabulary_size(model)
+    low, high = int(windows.min()), int(windows.max())
+    if low < 0 or high >= vocabulary:
+        raise InputError(
+            f"windows hold token ids from {low} to {high}, but the model's vocabulary is 0 to {vocabulary - 1}; "
+            "make the windows with the model's own tokenizer"
+        )
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from ropescope.corpora import windows_protocol
 from ropescope.errors import InputError, ModelError, NonFiniteError
-from ropescope.models import undisturbed, vocabulary_size
+from ropescope.models import check_windows, undisturbed, vocabulary_size
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -120,12 +120,12 @@ def check_scoring(model: PreTrainedModel, windows: TokenIds, stride: int | None,
     InputError
         As :func:`perplexity`.
     """
-    _check_windows(model, windows)
+    check_windows(model, windows, batch_size)
     most = windows.shape[1] - 1
+    if most < 1:
+        raise InputError("windows got 1 position; a perplexity needs at least 2 tokens in a window")
     if stride is not None and not 1 <= stride <= most:
         raise InputError(f"stride got {stride}; it is 1 to {most} for windows of {most + 1} tokens, or None for all")
-    if batch_size < 1:
-        raise InputError(f"batch_size got {batch_size}; it is at least 1")
     return most if stride is None else stride
 
 
@@ -206,23 +206,6 @@ def _decoder_giving(model: PreTrainedModel, output: Any) -> Iterator[list[None]]
         del decoder.forward
         if own is not None:
             decoder.forward = own
-
-
-def _check_windows(model: PreTrainedModel, windows: TokenIds) -> None:
-    if windows.ndim != 2 or windows.dtype.is_floating_point or windows.dtype == torch.bool or windows.shape[0] == 0:
-        raise InputError(
-            f"windows got shape {tuple(windows.shape)}, {windows.dtype}; it takes token ids of shape "
-            "(sequence, position) with at least one sequence"
-        )
-    if windows.shape[1] < 2:
-        raise InputError(f"windows got {windows.shape[1]} positions; a perplexity needs at least 2 tokens in a window")
-    vocabulary = vocabulary_size(model)
-    low, high = int(windows.min()), int(windows.max())
-    if low < 0 or high >= vocabulary:
-        raise InputError(
-            f"windows hold token ids from {low} to {high}, but the model's vocabulary is 0 to {vocabulary - 1}; "
-            "make the windows with the model's own tokenizer"
-        )
 
 
 def _check_finite(nats: np.ndarray, first: int) -> None:

@@ -102,12 +102,17 @@ def _arms(mask: PairMask, controls: Controls) -> dict[str, PairMask]:
     return arms if controls.result is None else arms | {LOWEST_NORM: lowest_norm(mask, controls.result)}
 
 
-def _cell_name(mask: PairMask, alpha: float) -> str:
-    """Equal for cells that must be equal."""
+def mask_digest(mask: PairMask) -> str:
+    """SHA-256 of the selected pairs, whatever their selection is called."""
     chosen = [mask.streams()[stream].values for stream in STREAMS]
-    if alpha == 1 or not any(array.any() for array in chosen):
-        return "baseline"
     digest = hashlib.sha256(repr([mask.layers, *(array.shape for array in chosen)]).encode())
     for array in chosen:
         digest.update(np.ascontiguousarray(array, dtype=np.uint8).tobytes())
-    return f"{digest.hexdigest()[:32]}-{alpha!r}"
+    return digest.hexdigest()
+
+
+def _cell_name(mask: PairMask, alpha: float) -> str:
+    """Equal for cells that must be equal."""
+    if alpha == 1 or not any(array.any() for array in mask.streams().values()):
+        return "baseline"
+    return f"{mask_digest(mask)[:32]}-{alpha!r}"

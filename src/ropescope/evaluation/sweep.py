@@ -23,7 +23,7 @@ from ropescope.corpora import windows_protocol
 from ropescope.errors import InputError, ResultError
 from ropescope.evaluation.journal import Journal, drop_journal, journal_of
 from ropescope.evaluation.perplexity import check_scoring, perplexity, protocol
-from ropescope.evaluation.plan import ALPHAS, THREE_SEEDS, Controls, Plan, planned
+from ropescope.evaluation.plan import ALPHAS, THREE_SEEDS, Controls, Plan, mask_digest, planned
 from ropescope.evaluation.records import (
     ALPHA,
     ARM,
@@ -165,7 +165,10 @@ def _provenance(
     return {
         **facts,
         "windows": dict(protocol),
-        "selections": {name: dict(arms[SELECTION].provenance) for name, arms in plan.arms.items()},
+        "selections": {
+            name: {**arms[SELECTION].provenance, "sha256": mask_digest(arms[SELECTION])}
+            for name, arms in plan.arms.items()
+        },
         "alphas": list(plan.alphas),
         "controls": {"seeds": list(controls.seeds), "alphas": list(plan.control_alphas), "norms_measured": norms},
     }

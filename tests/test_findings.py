@@ -1,0 +1,48 @@
+"""What a sweep says in plain words follows from its intervals."""
+
+from __future__ import annotations
+
+import numpy as np
+import xarray as xr
+
+from ropescope.evaluation.findings import findings
+from ropescope.evaluation.records import labelled
+
+WINDOWS = 12
+
+
+def a_sweep(selected: float, random: float, lowest: float | None, noise: float = 0.01, pairs: int = 30) -> xr.Dataset:
+    """Nats per token 3 at alpha 1; at alpha 0 the arms add what is given, with noise over the windows."""
+    added = {"selection": selected, "random-0": random, "lowest-norm": np.nan if lowest is None else lowest}
+    draw = np.random.default_rng(0)
+    nats = np.array([[a + noise * draw.normal(size=WINDOWS), np.zeros(WINDOWS)] for a in added.values()])[None] + 3
+    variables = {
+        "nats": nats,
+        "perplexity": np.exp(nats.mean(-1)),
+        "tokens": np.ones(WINDOWS, dtype=int),
+        "selected_pairs": np.array([[pairs, pairs // 3]]),
+    }
+    places = {"selection": ["bands"], "arm": list(added), "alpha": [0.0, 1.0], "stream": ["query", "key"]}
+    return labelled(variables, places, {})
+
+
+def test_harm_beyond_the_controls():
+    (sentence,) = findings(a_sweep(selected=1.0, random=0.2, lowest=0.1))
+    assert sentence.startswith("bands (30 query, 10 key pairs): alpha 0 raises perplexity from 20.09 to ")
+    assert ", more than the same number of random pairs (24." in sentence
+    assert ", more than the same number of pairs of lowest norm (22." in sentence
+
+
+def test_no_change_and_less_harm_than_the_controls():
+    (sentence,) = findings(a_sweep(selected=0.0, random=0.5, lowest=None))
+    assert "does not measurably change perplexity" in sentence
+    assert "less than the same number of random pairs" in sentence and "lowest norm" not in sentence
+
+
+def test_a_gain_like_that_of_the_controls():
+    (sentence,) = findings(a_sweep(selected=-0.5, random=-0.5, lowest=-0.5))
+    assert "lowers perplexity" in sentence and "about as much as the same number of random pairs" in sentence
+
+
+def test_a_selection_without_pairs():
+    assert findings(a_sweep(0, 0, 0, pairs=0)) == ["bands (0 query, 0 key pairs): this model has none"]
