@@ -769,7 +769,7 @@ def llama(**settings: Any) -> Architecture:
 @pytest.mark.parametrize(
     ("architecture", "text"),
     [
-        (llama(num_hidden_layers=3), "the mask is for 4 layers, the model has 3; select on this model"),
+        (llama(num_hidden_layers=3), "the mask is for 4 layers, 0 to 3, the model has 3, 0 to 2; select on this model"),
         (
             llama(num_attention_heads=8),
             "layer 0 has 8 query and 2 key heads paired half-split[0:16], but the mask is for 4 and 2 paired "
@@ -796,7 +796,7 @@ def test_a_mask_of_other_layer_indices_is_refused() -> None:
         for name in ("query", "key", "query_present", "key_present")
     }
     (refusal,) = refusals(QWEN3_NEXT.shared(), replace(shifted, **arrays))
-    assert refusal == "the mask is for layers 0, the model has layers 3; select on this model"
+    assert refusal == "the mask is for 1 layers, 0 to 0, the model has 1, 3 to 3; select on this model"
 
 
 # Weights and strengths out of range
@@ -838,13 +838,14 @@ def test_weights_that_are_not_finite_are_never_taken(alpha: float) -> None:
 
 def test_weights_of_another_shape_or_stream_are_refused() -> None:
     model, mask = LLAMA.shared(), some_pairs(LLAMA)
+    per_pair = "weights per pair are a mapping of query and key to arrays of the mask's shape"
     fitting = {stream: np.ones(chosen.shape) for stream, chosen in mask.streams().items()}
     for alpha, text in (
         (fitting | {"query": np.ones((4, 4))}, r"weights of query have shape \(4, 4\); the mask's is \(4, 4, 8\)"),
         (fitting | {"key": np.ones((4, 4, 8))}, r"weights of key have shape \(4, 4, 8\); the mask's is \(4, 2, 8\)"),
-        ({"query": fitting["query"]}, r"weights per pair got query; give arrays for query and key"),
-        ({}, r"weights per pair got none; give arrays for query and key"),
-        (fitting["query"], r"alpha got an array of shape \(4, 4, 8\); give weights per pair as a mapping of query and"),
+        ({"query": fitting["query"]}, rf"alpha got weights of query; {per_pair}"),
+        ({}, rf"alpha got weights of nothing; {per_pair}"),
+        (fitting["query"], rf"alpha got an array of shape \(4, 4, 8\); {per_pair}"),
     ):
         with pytest.raises(InputError, match=f"^{text}"), weighted_rope(model, mask, alpha):
             pytest.fail("weights that do not fit were accepted")

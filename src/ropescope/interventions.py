@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Alpha = float | Mapping[str, Any]
+_PER_PAIR = "a mapping of query and key to arrays of the mask's shape"
 
 
 @contextmanager
@@ -145,7 +146,8 @@ def fitting_card(model: PreTrainedModel, mask: PairMask) -> RotaryCard:
     layers = [rotation.layer for rotation in card.layers]
     if layers != mask.layers:
         raise InputError(
-            f"the mask is for {len(mask.layers)} layers, the model has {len(layers)}; select on this model"
+            f"the mask is for {len(mask.layers)} layers, {mask.layers[0]} to {mask.layers[-1]}, the model has "
+            f"{len(layers)}, {layers[0]} to {layers[-1]}; select on this model"
         )
     for row, rotation in enumerate(card.layers):
         wanted = (rotation.heads, rotation.kv_heads, str(rotation.pairing))
@@ -183,10 +185,14 @@ def pair_weights(
     heads = rotation.heads if stream == QUERY else rotation.kv_heads
     chosen = torch.from_numpy(mask.streams()[stream].values[row, :heads, : rotation.pairing.pairs])
     if not isinstance(alpha, Mapping):
+        if np.ndim(alpha):
+            raise InputError(f"alpha got an array of shape {np.shape(alpha)}; weights per pair are {_PER_PAIR}")
         _check_alpha(float(alpha), allow_any)
         return torch.where(chosen, float(alpha), 1.0)
     if stream not in alpha:
-        raise InputError(f"weights per pair got {', '.join(map(str, alpha)) or 'none'}; give arrays for query and key")
+        raise InputError(
+            f"alpha got weights of {', '.join(map(str, alpha)) or 'nothing'}; weights per pair are {_PER_PAIR}"
+        )
     values = np.asarray(alpha[stream], dtype=np.float32)
     if values.shape != mask.streams()[stream].shape:
         raise InputError(f"weights of {stream} have shape {values.shape}; the mask's is {mask.streams()[stream].shape}")

@@ -1,0 +1,133 @@
+"""Commands that turn pairs down: sweep, bake."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from ropescope.cli.drawing import make_folder, report_sweep
+from ropescope.cli.options import (
+    OUTPUT_GROUP,
+    PAPER_SELECTIONS,
+    TENTHS,
+    JudgeOptions,
+    ModelName,
+    ModelOptions,
+    ResultPath,
+    app,
+    load_chosen,
+    stem_of,
+    windows_of,
+)
+from ropescope.errors import ResultError
+
+
+@app.command
+def sweep(
+    model: ModelName,
+    result: ResultPath,
+    *,
+    select: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative="")] = PAPER_SELECTIONS,
+    alphas: Annotated[tuple[float, ...], Parameter(consume_multiple=True, negative="")] = TENTHS,
+    random_seeds: Annotated[tuple[int, ...], Parameter(consume_multiple=True, negative="")] = (0, 1, 2),
+    control_alphas: Annotated[tuple[float, ...] | None, Parameter(consume_multiple=True, negative="")] = None,
+    derotate: Annotated[bool, Parameter(negative="")] = False,
+    options: ModelOptions = ModelOptions(),
+    text: JudgeOptions = JudgeOptions(),
+    batch_size: int = 1,
+    output: Annotated[Path | None, Parameter(name=["--output", "-o"], group=OUTPUT_GROUP)] = None,
+    overwrite: Annotated[bool, Parameter(negative="", group=OUTPUT_GROUP)] = False,
+) -> None:
+    """Turn selected pairs down and see what perplexity says, against equal numbers of other pairs.
+
+    Every finished cell is kept: the same command after a crash goes on where it was. Writes the sweep (.nc), the
+    curves of the paper's figure 3 (.png) and the table (.md, .csv), and prints the table.
+
+    Example: `ropescope sweep Qwen/Qwen3-8B qwen3.nc --select bands periodic --control-alphas 0 0.5`
+
+    Parameters
+    ----------
+    result
+        Result of `ropescope measure` for this model, on another text than the one judged on.
+    select
+        Selections, each an expression or one of the paper's by name.
+    alphas
+        Strengths, 0 to 1. 1, the model as it stands, is always added.
+    random_seeds
+        Seeds of the random controls.
+    control_alphas
+        Strengths of the controls, 1 aside; default all.
+    derotate
+        Take rotation away instead of weighting: alpha is then the share of the rotation that is kept.
+    batch_size
+        Windows in one forward pass.
+    output
+        Sweep file; default `MODEL-CORPUS-LENGTH-sweep.nc` in this folder.
+    overwrite
+        Replace the sweep file if it holds another sweep.
+    """
+    import ropescope as rs
+    from ropescope.evaluation.plan import Controls
+    from ropescope.evaluation.sweep import rotation_kept
+    from ropescope.files import check_target
+    from ropescope.interventions import weighted_rope
+
+    target = check_target(output or Path(f"{stem_of(model)}-{stem_of(text.corpus)}-{text.length}-sweep.nc"))
+    measured = rs.load(result)
+    masks = {name: rs.select(measured, name) for name in select}
+    loaded, tokenizer = load_chosen(model, options)
+    data = rs.sweep(
+        loaded,
+        windows_of(tokenizer, text, "test"),
+        masks,
+        alphas=alphas,
+        controls=Controls(random_seeds, measured, control_alphas),
+        intervention=rotation_kept if derotate else weighted_rope,
+        path=target,
+        overwrite=overwrite,
+        batch_size=batch_size,
+        progress=True,
+    )
+    report_sweep(data, target, model)
+
+
+@app.command
+def bake(
+    model: ModelName,
+    result: ResultPath,
+    *,
+    alpha: float,
+    output: Annotated[Path, Parameter(name=["--output", "-o"], group=OUTPUT_GROUP)],
+    select: str = "table1",
+    options: ModelOptions = ModelOptions(),
+) -> None:
+    """Fold a weighting into the projections and save an ordinary checkpoint.
+
+    The folder opens in plain transformers or any server. Models with QK-norm or fused projections cannot be baked.
+
+    Example: `ropescope bake meta-llama/Meta-Llama-3-8B llama3.nc --select table1 --alpha 0.1 --output llama3-baked`
+
+    Parameters
+    ----------
+    alpha
+        Weight of the selected pairs, 0 to 1.
+    output
+        Folder for the checkpoint; must not exist, or be empty.
+    select
+        Expression, or one of the paper's selections by name.
+    """
+    import ropescope as rs
+    from ropescope.models import quiet
+
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ResultError(f"cannot write {output}: it exists and is not an empty folder; choose another --output")
+    mask = rs.select(rs.load(result), select)
+    loaded, tokenizer = load_chosen(model, options)
+    rs.bake(loaded, mask, alpha)
+    make_folder(output)
+    with quiet():
+        loaded.save_pretrained(output)
+        tokenizer.save_pretrained(output)
+    print(f"{mask}, alpha {alpha}\ncheckpoint: {output}")

@@ -1,0 +1,173 @@
+"""Commands that look at a model: inspect, measure, figures, select."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from ropescope.axes import STREAMS
+from ropescope.cli.drawing import draw_result, draw_sweeps
+from ropescope.cli.options import (
+    OUTPUT_GROUP,
+    Format,
+    MeasureOptions,
+    ModelName,
+    ModelOptions,
+    ResultPath,
+    Stream,
+    TextOptions,
+    app,
+    load_chosen,
+    parse_heads,
+    stem_of,
+    streams_of,
+    windows_of,
+)
+from ropescope.errors import InputError
+
+
+@app.command
+def inspect(model: ModelName, *, options: ModelOptions = ModelOptions()) -> None:
+    """Print the rotary card of a model: who rotates, how, how fast.
+
+    One line for every group of layers that rotate alike: query and key heads, head dimensions, pairing, number of
+    pairs, shortest and longest wavelength in tokens, pairs of zero frequency, layers without rotation (NoPE).
+
+    Example: `ropescope inspect builtin`
+    """
+    import ropescope as rs
+
+    loaded, _ = load_chosen(model, options)
+    card = rs.probe(loaded)
+    dtype = str(loaded.dtype).removeprefix("torch.")
+    print(f"{model}: {type(loaded).__name__}, {len(card.layers)} attention layers, {dtype}")
+    print(card)
+
+
+@app.command
+def measure(
+    model: ModelName,
+    *,
+    options: ModelOptions = ModelOptions(),
+    text: TextOptions = TextOptions(),
+    how: MeasureOptions = MeasureOptions(),
+    output: Annotated[Path | None, Parameter(name=["--output", "-o"], group=OUTPUT_GROUP)] = None,
+    overwrite: Annotated[bool, Parameter(negative="", group=OUTPUT_GROUP)] = False,
+) -> None:
+    """Measure SpectrumFE and SequenceFE of every layer, head and pair.
+
+    Runs the model over windows of text, for queries and keys, writes one NetCDF file and prints a summary.
+
+    Example: `ropescope measure Qwen/Qwen3-8B --count 8 --output qwen3.nc`
+
+    Parameters
+    ----------
+    output
+        Result file; default `MODEL-CORPUS-LENGTH.nc` in this folder.
+    overwrite
+        Replace the result file if it exists.
+    """
+    import ropescope as rs
+    from ropescope.files import check_target
+    from ropescope.summary import summary_text
+
+    norm_heads = parse_heads(how.norm_heads)
+    target = output or Path(f"{stem_of(model)}-{stem_of(text.corpus)}-{text.length}.nc")
+    check_target(target, overwrite=overwrite)
+    loaded, tokenizer = load_chosen(model, options)
+    windows = windows_of(tokenizer, text)
+    result = rs.measure(
+        loaded,
+        windows,
+        frame_length=how.frame_length,
+        hop_length=how.hop_length,
+        window=how.window,
+        batch_size=how.batch_size,
+        norm_heads=norm_heads,
+        progress=True,
+    )
+    rs.save(result, target, overwrite=overwrite)
+    print(summary_text(result))
+    print(f"\nresult: {target}\nfigures: ropescope figures {target}")
+
+
+@app.command
+def figures(
+    *results: Annotated[Path, Parameter(help="Files of `ropescope measure` and `ropescope sweep`.")],
+    heads: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative="")] = (),
+    stream: Stream = "both",
+    format: Annotated[tuple[Format, ...], Parameter(consume_multiple=True, negative="")] = ("png",),
+    output_dir: Path = Path(),
+) -> None:
+    """Draw results: the panel of chosen heads, the overview of all layers, the curves of sweeps.
+
+    The panel shows, for each head, SpectrumFE and SequenceFE over the pairs and the norms over the positions (figures
+    1, 2 and 4 of the paper). The overview maps layer by pair. All sweeps go into one figure, a line for each (figure
+    3), named after its file.
+
+    Example: `ropescope figures qwen3.nc --heads 6:0 1:0 --stream key --format png pdf`
+
+    Parameters
+    ----------
+    heads
+        LAYER:HEAD to draw; default the strongest band, the most periodic head, and a NoPE head or the highest outlier.
+    stream
+        query, key or both.
+    format
+        png, svg, pdf; several make several files.
+    output_dir
+        Folder for the files, made if it does not exist.
+    """
+    import ropescope as rs
+    from ropescope.results import schema_of
+
+    if not results:
+        raise InputError("figures got no result file; name at least one: ropescope figures RESULT.nc")
+    chosen = parse_heads(heads)
+    if any(None in place for place in chosen):
+        raise InputError("figures got '*' in --heads; name each head as LAYER:HEAD")
+    sweeps = [path for path in results if schema_of(path) == "ropescope-sweep"]
+    for path in results:
+        if path not in sweeps:
+            for written in draw_result(rs.load(path), path.stem, chosen, streams_of(stream), format, output_dir):
+                print(written)
+    if sweeps:
+        for written in draw_sweeps(sweeps, format, output_dir):
+            print(written)
+
+
+@app.command
+def select(
+    result: ResultPath,
+    selection: Annotated[str, Parameter(help="Expression, or one of the paper's selections by name.")],
+    *,
+    output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
+    overwrite: Annotated[bool, Parameter(negative="")] = False,
+) -> None:
+    """Select pairs of a result by an expression, and say how many there are in each layer.
+
+    Expressions compare spectrum_fe, sequence_fe, mean_norm, dc_share, dominant_period, peak_share, layer, head, pair,
+    frequency and rotated with numbers, joined by and, or, not and parentheses. By name: bands, spectrum-outliers,
+    periodic, table1.
+
+    Example: `ropescope select qwen3.nc "spectrum_fe < 0.2 and layer >= 4" --output bands.safetensors`
+
+    Parameters
+    ----------
+    output
+        Mask file (safetensors) to write; default none.
+    overwrite
+        Replace the mask file if it exists.
+    """
+    import ropescope as rs
+
+    mask = rs.select(rs.load(result), selection)
+    print(mask)
+    for layer, counts in zip(
+        mask.layers, zip(*(mask.counts()[name].values for name in STREAMS), strict=True), strict=True
+    ):
+        print(f"  layer {layer:>3}  query {counts[0]:>5}  key {counts[1]:>5}")
+    if output is not None:
+        print(f"mask: {mask.save(output, overwrite=overwrite)}")

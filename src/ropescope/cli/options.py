@@ -1,0 +1,164 @@
+"""The application, what its commands share of options, and how options become library values."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import App, Group, Parameter
+
+from ropescope.axes import STREAMS
+from ropescope.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Format = Literal["png", "svg", "pdf"]
+Stream = Literal["query", "key", "both"]
+
+app = App(
+    name="ropescope",
+    help="Which rotary position pairs of a language model carry anything, and what happens when they are turned down.",
+    help_format="markdown",
+    version_flags=["--version"],
+    suppress_keyboard_interrupt=False,
+)
+
+MODEL_GROUP = Group("Model", sort_key=1)
+TEXT_GROUP = Group("Text", sort_key=2)
+MEASURE_GROUP = Group("Measurement", sort_key=3)
+OUTPUT_GROUP = Group("Output", sort_key=4)
+
+PAPER_SELECTIONS = ("bands", "spectrum-outliers", "periodic")
+TENTHS = tuple(step / 10 for step in range(11))
+
+ResultPath = Annotated[Path, Parameter(help="Result file of `ropescope measure`.")]
+ModelName = Annotated[str, Parameter(help="Hub id, local folder, .gguf file, or `builtin` (SmolLM2-135M-Instruct).")]
+
+
+@Parameter(name="*", group=MODEL_GROUP)
+@dataclass(frozen=True)
+class ModelOptions:
+    """How to load the model."""
+
+    device: str = "auto"
+    "auto (GPU if there is one), cpu, cuda, cuda:1, mps, ..."
+    dtype: str = "auto"
+    "auto (the checkpoint's on a GPU, float32 on the CPU), float32, bfloat16 or float16."
+    revision: str | None = None
+    "Branch, tag or commit on the hub."
+    attn_implementation: str | None = None
+    "eager, sdpa, flash_attention_2, ...; default what transformers picks."
+    trust_remote_code: Annotated[bool, Parameter(negative="")] = False
+    "Run model code that comes with the checkpoint."
+
+
+@Parameter(name="*", group=TEXT_GROUP)
+@dataclass(frozen=True)
+class TextOptions:
+    """Which text, and how to cut it into windows."""
+
+    corpus: str = "wikitext"
+    "wikitext, c4, builtin (Python's language reference), any hub data set, or a .txt, .jsonl or .parquet file."
+    config: str | None = None
+    "Configuration of a hub data set."
+    split: str | None = None
+    "Split of a hub data set; default validation, so that test is left to judge on."
+    column: str = "text"
+    "Column that holds the text."
+    length: int = 4096
+    "Tokens in a window."
+    count: int | None = 8
+    "Number of windows."
+    seed: int | None = None
+    "Shuffle the documents with this seed; default the order of the corpus."
+    separator: str | None = None
+    "Between documents; default a blank line, and for WikiText nothing: its text is taken as published."
+    bos: Literal["auto", "yes", "no"] = "auto"
+    "Begin each window with the beginning-of-sequence token; auto does as the tokenizer does."
+
+
+@Parameter(name="*", group=TEXT_GROUP)
+@dataclass(frozen=True)
+class JudgeOptions(TextOptions):
+    """Which text to judge on, and how to cut it into windows."""
+
+    split: str | None = None
+    "Split of a hub data set; default test, since validation is what is measured on."
+    length: int = 2048
+    "Tokens in a window."
+    count: int | None = 16
+    "Number of windows."
+
+
+@Parameter(name="*", group=MEASURE_GROUP)
+@dataclass(frozen=True)
+class MeasureOptions:
+    """How to measure."""
+
+    frame_length: int = 1024
+    "Tokens in a frame of SpectrumFE."
+    hop_length: int = 512
+    "Tokens from one frame to the next."
+    window: str = "hann"
+    "Analysis window: hann, hamming, blackman or rectangular."
+    batch_size: int = 1
+    "Windows in one forward pass."
+    norm_heads: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative="")] = ("*:0",)
+    "LAYER:HEAD whose norms are kept for heatmaps; `*` is every one, `none` keeps none. Default head 0 of every layer."
+
+
+def load_chosen(model: str, options: ModelOptions) -> tuple[Any, Any]:
+    import ropescope as rs
+
+    return rs.load_model(
+        model,
+        device=options.device,
+        dtype=options.dtype,
+        revision=options.revision,
+        attn_implementation=options.attn_implementation,
+        trust_remote_code=options.trust_remote_code,
+    )
+
+
+def windows_of(tokenizer: Any, text: TextOptions, default_split: str | None = None) -> Tensor:
+    import ropescope as rs
+
+    default = None if Path(text.corpus).is_file() else default_split
+    return rs.token_windows(
+        tokenizer,
+        text.corpus,
+        split=text.split or default,
+        length=text.length,
+        count=text.count,
+        seed=text.seed,
+        config=text.config,
+        column=text.column,
+        separator=text.separator,
+        bos="auto" if text.bos == "auto" else text.bos == "yes",
+    )
+
+
+def streams_of(stream: Stream) -> tuple[str, ...]:
+    return STREAMS if stream == "both" else (stream,)
+
+
+def parse_heads(texts: Iterable[str]) -> list[tuple[int | None, int | None]]:
+    texts = list(texts)
+    if texts == ["none"]:
+        return []
+    for text in texts:
+        if re.fullmatch(r"(\d+|\*):(\d+|\*)", text) is None:
+            raise InputError(
+                f"got head {text!r}; a head reads LAYER:HEAD, such as 6:0, or *:0 for head 0 of every layer"
+            )
+    return [tuple(None if part == "*" else int(part) for part in text.split(":")) for text in texts]  # type: ignore[misc]
+
+
+def stem_of(name: str) -> str:
+    """The last part of a hub id or path, without its suffix."""
+    last = Path(name.rstrip("/")).name
+    return last.removesuffix(".gguf").removesuffix(".txt").removesuffix(".jsonl").removesuffix(".parquet")
