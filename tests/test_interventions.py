@@ -1,4 +1,4 @@
-"""Weighted RoPE and derotation do what their formulas say on every architecture, with caches and padding, and no more."""
+"""Weighted RoPE and derotation do what their formulas say, on every architecture, with caches and padding."""
 
 from __future__ import annotations
 
@@ -45,9 +45,13 @@ from ropescope.selection import select
 
 MISTRAL = next(architecture for architecture in ARCHITECTURES if architecture.name == "mistral")
 GEMMA2 = next(architecture for architecture in ARCHITECTURES if architecture.name == "gemma2")
+SHORT_DYNAMIC_NTK = replace(DYNAMIC_NTK, settings=dict(DYNAMIC_NTK.settings) | {"max_position_embeddings": 64})
 ROTATING = [architecture for architecture in ARCHITECTURES if architecture.style is not None]
 
 every_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES, ids=str)
+indifferent_to_padding = pytest.mark.parametrize(
+    "architecture", [architecture for architecture in ARCHITECTURES if architecture is not LLAMA4], ids=str
+)
 rotating = pytest.mark.parametrize("architecture", ROTATING, ids=str)
 
 Intervention = Callable[[PreTrainedModel, PairMask], AbstractContextManager[None]]
@@ -56,10 +60,6 @@ Choice = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 def damped(model: PreTrainedModel, mask: PairMask) -> AbstractContextManager[None]:
     return weighted_rope(model, mask, 0.3)
-
-
-def half_derotated(model: PreTrainedModel, mask: PairMask) -> AbstractContextManager[None]:
-    return derotated(model, mask, strength=0.5)
 
 
 both_interventions = pytest.mark.parametrize("intervention", [damped, derotated], ids=["weighted", "derotated"])
@@ -94,10 +94,12 @@ def mask_of(architecture: Architecture, query: Choice, key: Choice | None = None
     return PairMask(**arrays, pairing=pairing, provenance={"selection": "test"})
 
 
+@functools.cache
 def every_pair(architecture: Architecture) -> PairMask:
     return mask_of(architecture, lambda layer, head, pair: pair >= 0)
 
 
+@functools.cache
 def some_pairs(architecture: Architecture) -> PairMask:
     """Differs between layers, heads, pairs and streams."""
     return mask_of(
@@ -107,6 +109,7 @@ def some_pairs(architecture: Architecture) -> PairMask:
     )
 
 
+@functools.cache
 def no_pair(architecture: Architecture) -> PairMask:
     return mask_of(architecture, lambda layer, head, pair: pair < 0)
 
@@ -144,45 +147,35 @@ def change(logits: Tensor, other: Tensor) -> float:
 
 
 @every_architecture
-@pytest.mark.parametrize("run", [at_once, prefill_and_steps, left_padded])
-def test_weight_one_and_strength_zero_leave_logits_bit_equal(
-    architecture: Architecture, run: Callable[[PreTrainedModel], Tensor]
-) -> None:
+def test_weight_one_and_strength_zero_leave_logits_bit_equal(architecture: Architecture) -> None:
     model, mask = architecture.shared(), every_pair(architecture)
-    stock = run(model)
+    stock = [run(model) for run in (at_once, prefill_and_steps, left_padded)]
+    with weighted_rope(model, mask, 1.0), derotated(model, mask, strength=0.0):
+        assert all(map(torch.equal, [run(model) for run in (at_once, prefill_and_steps, left_padded)], stock))
     ones = {stream: np.ones(array.shape) for stream, array in mask.streams().items()}
-    for context in (
-        weighted_rope(model, mask, 1.0),
-        weighted_rope(model, mask, ones),
-        weighted_rope(model, no_pair(architecture), 0.0),
-        derotated(model, mask, strength=0.0),
-        derotated(model, no_pair(architecture)),
-    ):
-        with context:
-            assert torch.equal(run(model), stock)
+    with weighted_rope(model, mask, ones):
+        assert torch.equal(at_once(model), stock[0])
+    with weighted_rope(model, no_pair(architecture), 0.0), derotated(model, no_pair(architecture)):
+        assert torch.equal(at_once(model), stock[0])
 
 
 @every_architecture
-@pytest.mark.parametrize("run", [at_once, prefill_and_steps, left_padded])
-def test_any_other_weight_changes_the_logits(
-    architecture: Architecture, run: Callable[[PreTrainedModel], Tensor]
-) -> None:
+def test_any_other_weight_changes_the_logits(architecture: Architecture) -> None:
     model = architecture.shared()
-    stock = run(model)
-    for alpha in (0.0, 0.9):
-        with weighted_rope(model, some_pairs(architecture), alpha):
+    for run in (at_once, left_padded):
+        stock = run(model)
+        with weighted_rope(model, some_pairs(architecture), 0.9):
             turned_down = run(model)
         assert turned_down.isfinite().all()
         assert change(turned_down, stock) > 1e-4
 
 
 @rotating
-@pytest.mark.parametrize("run", [at_once, prefill_and_steps, left_padded])
-def test_derotation_changes_the_logits(architecture: Architecture, run: Callable[[PreTrainedModel], Tensor]) -> None:
+def test_derotation_changes_the_logits(architecture: Architecture) -> None:
     model = architecture.shared()
-    stock = run(model)
-    for strength in (0.1, 1.0):
-        with derotated(model, some_pairs(architecture), strength=strength):
+    for run in (at_once, left_padded):
+        stock = run(model)
+        with derotated(model, some_pairs(architecture), strength=0.1):
             turned = run(model)
         assert turned.isfinite().all()
         assert change(turned, stock) > 1e-4
@@ -233,7 +226,7 @@ def weights_of(mask: PairMask, alpha: float) -> dict[str, np.ndarray]:
 
 
 @every_architecture
-@pytest.mark.parametrize("alpha", [0.0, 0.1, 0.7])
+@pytest.mark.parametrize("alpha", [0.0, 0.7])
 def test_weighted_logits_are_those_of_both_streams_scaled(architecture: Architecture, alpha: float) -> None:
     model, mask = architecture.shared(), some_pairs(architecture)
     ids = tokens(3)
@@ -262,15 +255,14 @@ def test_every_pair_may_have_its_own_weight(architecture: Architecture) -> None:
 
 @pytest.mark.parametrize("architecture", [LLAMA, COHERE2, DEEPSEEK], ids=str)
 def test_a_pair_is_weighted_by_its_own_streams_selection(architecture: Architecture) -> None:
-    """Query head 1 alone, key head 1 alone, and both: the factors of the logits are α, α and α²."""
+    """Query head 1 alone, key head 1 alone, and both: the factors of the logits are 1/4, 1/4 and 1/16."""
     model, layer = architecture.shared(), architecture.expected()[1]
     groups = layer.heads // layer.kv_heads
     chosen = {"query": [1], "key": range(groups, 2 * groups)}
+    none: Choice = lambda layer, head, pair: pair < 0  # noqa: E731
+    one: Choice = lambda layer, head, pair: (layer == 1) & (head == 1) & (pair == 2)  # noqa: E731
     for streams in (["query"], ["key"], ["query", "key"]):
-
-        def only(stream: str, streams: list[str] = streams) -> Choice:
-            return lambda layer, head, pair: (layer == 1) & (head == 1) & (pair == 2) & (stream in streams)
-
+        mask = mask_of(architecture, *(one if stream in streams else none for stream in ("query", "key")))
         expected = torch.ones(layer.heads, layer.head_dim)
         for stream in streams:
             for head in chosen[stream]:
@@ -278,7 +270,7 @@ def test_a_pair_is_weighted_by_its_own_streams_selection(architecture: Architect
         with intercepted(model, stock := Recorder()):
             at_once(model)
         with intercepted(model, weighted := Recorder()):  # noqa: SIM117
-            with weighted_rope(model, mask_of(architecture, only("query"), only("key")), 0.25):
+            with weighted_rope(model, mask, 0.25):
                 at_once(model)
         # The outer context sees what the inner one returned.
         assert torch.equal(weighted.query[1], stock.query[1] * expected[:, None])
@@ -349,17 +341,14 @@ def rotation_off(model: PreTrainedModel) -> Iterator[None]:
 
 
 @rotating
-@pytest.mark.parametrize("run", [at_once, prefill_and_steps, left_padded])
-def test_derotating_every_pair_is_switching_the_rotation_off(
-    architecture: Architecture, run: Callable[[PreTrainedModel], Tensor]
-) -> None:
+def test_derotating_every_pair_is_switching_the_rotation_off(architecture: Architecture) -> None:
     model = architecture.shared()
-    stock = run(model)
+    runs = (at_once, prefill_and_steps, left_padded)
     with rotation_off(model):
-        expected = run(model)
+        expected = [run(model) for run in runs]
     with derotated(model, every_pair(architecture)):
-        got = run(model)
-    assert change(expected, stock) > 1e-2
+        got = [run(model) for run in runs]
+    assert change(expected[0], at_once(model)) > 1e-2
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -379,7 +368,7 @@ def test_derotation_slows_the_selected_pairs_down(architecture: Architecture, st
 
 
 def test_a_derotated_pair_is_as_it_was_before_its_rotation() -> None:
-    """Query head 3 selects pair 2 of layer 1, so queries 2 and 3 and key head 1 get theirs back from the projections."""
+    """Query head 3 selects pair 2 of layer 1: query heads 2 and 3 and key head 1 lose its rotation."""
     model = LLAMA.shared()
     attention = model.model.layers[1].self_attn
     projected: dict[str, Tensor] = {}
@@ -413,30 +402,22 @@ def test_a_derotated_pair_is_as_it_was_before_its_rotation() -> None:
     assert change(got, at_once(model)) > 1e-4
 
 
-@pytest.mark.parametrize("architecture", [LLAMA, LLAMA4, COHERE2, DEEPSEEK], ids=str)
-def test_with_derotation_distances_do_not_matter_to_the_selected_pairs(architecture: Architecture) -> None:
-    """Logits of a derotated model are the same wherever the text begins, and for stretched positions too."""
-    model, ids = architecture.shared(), tokens(1, 12)
-    ones = torch.ones_like(ids)
-    near = torch.arange(12)[None]
-    with derotated(model, every_pair(architecture)):
-        expected = at_once(model, ids, attention_mask=ones, position_ids=near)
-        shifted = at_once(model, ids, attention_mask=ones, position_ids=near + (0 if architecture is LLAMA4 else 500))
-    torch.testing.assert_close(shifted, expected, rtol=1e-3, atol=1e-3)
-
-
-@pytest.mark.parametrize("architecture", [LONGROPE, DYNAMIC_NTK], ids=str)
-@pytest.mark.parametrize("length", [32, SHORT_CONTEXT + 32])
-def test_derotation_uses_the_frequencies_in_force_at_the_length(architecture: Architecture, length: int) -> None:
+@pytest.mark.parametrize(
+    ("architecture", "lengths"),
+    [(LONGROPE, (SHORT_CONTEXT + 32, 32)), (SHORT_DYNAMIC_NTK, (96, 32))],
+    ids=["longrope", "dynamic-ntk"],
+)
+def test_derotation_uses_the_frequencies_in_force_at_the_length(
+    architecture: Architecture, lengths: tuple[int, int]
+) -> None:
     model = architecture.build()
-    ids = tokens(1, length)
     with rotation_off(model):
-        expected = at_once(model, ids)
+        # The short one last: at rest the model keeps the frequencies of its last run.
+        expected = [at_once(model, tokens(1, length)) for length in lengths]
     with derotated(model, every_pair(architecture)):
-        # The other length in between, so that neither is the one that the model was last run with.
-        at_once(model, tokens(1, SHORT_CONTEXT + 64 - length))
-        got = at_once(model, ids)
-    torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-3)
+        for _ in range(2):
+            for length, logits in zip(lengths, expected, strict=True):
+                torch.testing.assert_close(at_once(model, tokens(1, length)), logits, rtol=1e-3, atol=1e-3)
 
 
 def test_frequencies_that_the_model_does_not_keep_are_derotated_as_measured() -> None:
@@ -505,7 +486,15 @@ def generated(
     return torch.stack(out.logits, dim=1), out.sequences
 
 
-@every_architecture
+def test_llama4_itself_gives_padded_sequences_other_chunks() -> None:
+    """So nothing can be asked of an intervention on it there."""
+    model, ids = LLAMA4.shared(), tokens(2)
+    padding = left_padding(*ids.shape)
+    batch = at_once(model, ids, attention_mask=padding, position_ids=(padding.cumsum(-1) - 1).clamp_min(0))
+    assert change(batch[1:, 7:], at_once(model, ids[1:, 7:])) > 1e-3
+
+
+@indifferent_to_padding
 @both_interventions
 def test_padded_batches_equal_single_sequences(architecture: Architecture, intervention: Intervention) -> None:
     model, ids = architecture.shared(), tokens(3)
@@ -518,24 +507,26 @@ def test_padded_batches_equal_single_sequences(architecture: Architecture, inter
             torch.testing.assert_close(batch[row, start:], single[0], rtol=1e-4, atol=1e-4)
 
 
-@every_architecture
+@indifferent_to_padding
 @both_interventions
 def test_sampling_from_a_padded_batch_equals_sampling_each_alone(
     architecture: Architecture, intervention: Intervention
 ) -> None:
     """Gumbel noise on the logits, the same for a sequence in its batch and alone, makes greedy search a sampler."""
-    model, ids = architecture.shared(), tokens(3, 30)
+    model, ids = architecture.shared(), tokens(2, 30)
     padding = left_padding(*ids.shape)
-    uniform = torch.rand(3, 6, VOCABULARY, generator=torch.Generator().manual_seed(0))
+    uniform = torch.rand(2, 4, VOCABULARY, generator=torch.Generator().manual_seed(0))
     noise = -(-uniform.clamp(1e-6, 1 - 1e-6).log()).log()
     with intervention(model, some_pairs(architecture)):
-        logits, sequences = generated(model, ids, padding, 6, noise)
-        for row, start in enumerate((0, 7, 14)):
+        logits, sequences = generated(model, ids, padding, 4, noise)
+        for row, start in enumerate((0, 7)):
             alone = ids[row : row + 1, start:]
-            single_logits, single = generated(model, alone, torch.ones_like(alone), 6, noise[row : row + 1])
+            single_logits, single = generated(model, alone, torch.ones_like(alone), 4, noise[row : row + 1])
             assert torch.equal(sequences[row, start:], single[0])
-            torch.testing.assert_close(logits[row], single_logits[0], rtol=1e-4, atol=1e-4)
-    greedy = generated(model, ids, padding, 6)[1]
+            # Qwen3-Next's linear attention rounds so without any intervention.
+            tolerance = 2e-3 if architecture is QWEN3_NEXT else 1e-4
+            torch.testing.assert_close(logits[row], single_logits[0], rtol=tolerance, atol=tolerance)
+    greedy = generated(model, ids, padding, 4)[1]
     assert not torch.equal(greedy, sequences)
 
 
@@ -572,12 +563,11 @@ def test_derotation_refuses_a_static_cache() -> None:
     before = state_of(model)
     cache = StaticCache(model.config, max_cache_len=16)
     text = r"^derotation cannot tell the positions in a static cache; generate with the default cache$"
-    with derotated(model, every_pair(LLAMA)):
-        with pytest.raises(InputError, match=text):
-            model(ids, past_key_values=cache, use_cache=True)
-        with pytest.raises(InputError, match=text):
-            model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=2, cache_implementation="static")
-    assert state_of(model) == before | {"attributes": state_of(model)["attributes"]}
+    with pytest.raises(InputError, match=text), derotated(model, every_pair(LLAMA)):
+        model(ids, past_key_values=cache, use_cache=True)
+    assert state_of(model) == before
+    with pytest.raises(InputError, match=text), derotated(model, every_pair(LLAMA)):
+        model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=2, cache_implementation="static")
 
 
 def test_weighting_works_with_a_static_cache() -> None:
@@ -607,18 +597,13 @@ def test_nested_weights_multiply(architecture: Architecture) -> None:
 
 
 @rotating
-@pytest.mark.parametrize("run", [at_once, prefill_and_steps])
-def test_weighting_and_derotation_nest_either_way(
-    architecture: Architecture, run: Callable[[PreTrainedModel], Tensor]
-) -> None:
-    model = architecture.shared()
+def test_weighting_and_derotation_nest_either_way(architecture: Architecture) -> None:
+    model, run = architecture.shared(), left_padded
     mask, other = some_pairs(architecture), mask_of(architecture, lambda layer, head, pair: pair % 2 == 0)
     with derotated(model, other), weighted_rope(model, mask, 0.2):
         one = run(model)
     with weighted_rope(model, mask, 0.2), derotated(model, other):
         torch.testing.assert_close(run(model), one, rtol=1e-4, atol=1e-4)
-        with intercepted(model, lambda call: None):
-            assert torch.equal(run(model), run(model))
     with derotated(model, other):
         assert change(one, run(model)) > 1e-4
     with weighted_rope(model, mask, 0.2):
@@ -697,7 +682,7 @@ def test_bfloat16_runs(architecture: Architecture) -> None:
     stock = at_once(model)
     with weighted_rope(model, mask, 1.0), derotated(model, mask, strength=0.0):
         assert torch.equal(at_once(model), stock)
-    for context in (damped(model, mask), derotated(model, mask), half_derotated(model, mask)):
+    for context in (damped(model, mask), derotated(model, mask)):
         with context:
             logits = at_once(model)
         assert logits.dtype == torch.bfloat16

@@ -20,7 +20,7 @@ from ropescope.errors import InputError
 from ropescope.masks import PairMask
 from ropescope.models import model_provenance, rotary_frequencies
 from ropescope.probing import LayerRotation, RotaryCard, probe
-from ropescope.rotary import rotate
+from ropescope.rotary import turn
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -110,21 +110,22 @@ def derotated(model: PreTrainedModel, mask: PairMask, *, strength: float = 1.0) 
     """
     _check_share("strength", strength)
     card = fitting_card(model, mask)
-    shares = _derotated_shares(card, mask, strength)
+    chosen = _derotated_pairs(card, mask) if strength > 0 else {}
     frequencies = {rotation.layer: _frequency_in_force(model, rotation) for rotation in card.layers}
     pairings = {rotation.layer: rotation.pairing for rotation in card.layers}
 
     def turn_back(call: AttentionCall) -> tuple[Tensor, Tensor] | None:
-        if call.layer not in shares:
+        if call.layer not in chosen:
             return None
-        pairing = pairings[call.layer]
-        groups = call.query.shape[1] // call.key.shape[1]
-        keys = torch.arange(call.key.shape[2], dtype=torch.float64, device=call.key.device)
-        queries = keys[call.key.shape[2] - call.query.shape[2] :]
-        speed = shares[call.layer].to(call.key.device) * frequencies[call.layer]().to(call.key.device)
-        key = rotate(call.key, -keys[:, None] * speed, pairing)
-        query = rotate(call.query, -queries[:, None] * speed.repeat_interleave(groups, 0), pairing)
-        return query, key
+        device, pairing = call.key.device, pairings[call.layer]
+        positions = torch.arange(call.key.shape[2], dtype=torch.float64, device=device)
+        angle = -strength * positions[:, None] * frequencies[call.layer]().to(device)
+        pairs = chosen[call.layer].to(device)
+        cos, sin = torch.where(pairs, angle.cos().float(), 1.0), torch.where(pairs, angle.sin().float(), 0.0)
+        newest = slice(call.key.shape[2] - call.query.shape[2], None)
+        grouped = call.query.unflatten(1, (call.key.shape[1], -1))
+        query = turn(grouped, cos[:, None, newest], sin[:, None, newest], pairing).flatten(1, 2)
+        return query, turn(call.key, cos, sin, pairing)
 
     guard = model.get_decoder().register_forward_pre_hook(_refuse_static_cache, with_kwargs=True)
     try:
@@ -211,16 +212,16 @@ def over_dimensions(weight: Tensor, rotation: LayerRotation) -> Tensor:
     return spread
 
 
-def _derotated_shares(card: RotaryCard, mask: PairMask, strength: float) -> dict[int, Tensor]:
-    """Share of the rotation to take away, (kv_head, 1, pair), by layer; layers that keep theirs are left out."""
+def _derotated_pairs(card: RotaryCard, mask: PairMask) -> dict[int, Tensor]:
+    """Pairs that lose rotation, (kv_head, 1, pair), by layer; layers where none does are left out."""
     found = {}
     for row, rotation in enumerate(card.layers):
         pairs = rotation.pairing.pairs
         query, key = (torch.from_numpy(mask.streams()[stream].values[row, :, :pairs]) for stream in (QUERY, KEY))
         grouped = query[: rotation.heads].unflatten(0, (rotation.kv_heads, -1)).any(1)
-        share = ((grouped | key[: rotation.kv_heads]) & rotation.rotated).double() * strength
-        if share.any():
-            found[rotation.layer] = share[:, None]
+        chosen = (grouped | key[: rotation.kv_heads]) & rotation.rotated
+        if chosen.any():
+            found[rotation.layer] = chosen[:, None]
     return found
 
 

@@ -156,10 +156,15 @@ def rotate(heads: Heads, angle: Angles, pairing: Pairing) -> Heads:
     ----------
     Su et al., RoFormer, 2021; Frequency Entropy paper, equation 1.
     """
-    first, second = split_pairs(heads.float(), pairing)
     if angle.shape[-1] != pairing.pairs or angle.ndim > heads.ndim:
         raise InputError(f"angle of shape {tuple(angle.shape)} does not fit {tuple(heads.shape)} paired as {pairing}")
-    cos, sin = angle.cos().float(), angle.sin().float()
+    return turn(heads, angle.cos(), angle.sin(), pairing)
+
+
+def turn(heads: Heads, cos: Angles, sin: Angles, pairing: Pairing) -> Heads:
+    """:func:`rotate` by angles whose cosine and sine are at hand."""
+    cos, sin = cos.float(), sin.float()
+    first, second = split_pairs(heads.float(), pairing)
     turned = first * cos - second * sin, second * cos + first * sin
     block = torch.cat(turned, -1) if pairing.style == "half-split" else torch.stack(turned, -1).flatten(-2)
     before, after = heads[..., : pairing.start], heads[..., pairing.stop :]
