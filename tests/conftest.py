@@ -9,14 +9,31 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tiny import byte_level_tokenizer, tiny_llama
 
 WIKITEXT = Path(__file__).parents[2] / "shared" / "data" / "wikitext" / "wiki.test.raw"
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """A second thread costs small models more than it brings."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def no_gradients() -> Iterator[None]:
+    with torch.no_grad():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,8 @@ from architectures import ARCHITECTURES, GEMMA3, GPT2, LLAMA, QWEN3, VOCABULARY,
 from ropescope.attention import AttentionCall, intercepted
 from ropescope.errors import ModelError
 
+pytestmark = pytest.mark.usefixtures("one_thread", "no_gradients")
+
 IMPLEMENTATIONS = [
     pytest.param(architecture, implementation, id=f"{architecture}-{implementation}")
     for architecture in ARCHITECTURES
@@ -27,16 +29,6 @@ IMPLEMENTATIONS = [
 ]
 every_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES, ids=str)
 every_implementation = pytest.mark.parametrize(("architecture", "implementation"), IMPLEMENTATIONS)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def no_gradients_and_one_thread() -> Iterator[None]:
-    """A second thread costs such small models more than it brings."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with torch.no_grad():
-        yield
-    torch.set_num_threads(threads)
 
 
 def left_padding(sequences: int, length: int) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,15 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from architectures import ARCHITECTURES, LLAMA, QWEN3, Architecture, state_of, tokens
 from ropescope.baking import bake
-from ropescope.corpora import token_windows
 from ropescope.errors import InputError, ModelError
 from ropescope.evaluation.perplexity import perplexity
 from ropescope.interventions import weighted_rope
 from ropescope.masks import PairMask
 from ropescope.measurement import measure
 from ropescope.selection import matched_random, select
+from ropescope.windows import token_windows
+
+pytestmark = pytest.mark.usefixtures("one_thread", "no_gradients")
 
 QK_NORM = "does more than rotate between"
 SHARED = "of its own"
@@ -41,15 +42,6 @@ REFUSED = {
 }
 bakeable = pytest.mark.parametrize("architecture", [a for a in ARCHITECTURES if str(a) not in REFUSED], ids=str)
 unbakeable = pytest.mark.parametrize("architecture", [a for a in ARCHITECTURES if str(a) in REFUSED], ids=str)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def no_gradients_and_one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with torch.no_grad():
-        yield
-    torch.set_num_threads(threads)
 
 
 def some_pairs(model: PreTrainedModel) -> PairMask:

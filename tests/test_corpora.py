@@ -21,8 +21,9 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from torch.utils.data import DataLoader
 
 from ropescope import corpora
-from ropescope.corpora import TokenWindows, token_windows, windows_protocol
+from ropescope import windows as windows_module
 from ropescope.errors import CorpusError
+from ropescope.windows import TokenWindows, token_windows, windows_protocol
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 WIKITEXT = DATA / "wikitext" / "wiki.test.raw"
@@ -174,14 +175,14 @@ FRAGMENTS = ["Document ", "the lobster", " claws", ",", " ", "  ", "\n", "=", "a
 def test_a_growing_prefix_gives_the_tokens_of_the_whole(any_tokenizer, seed, fragments, documents, needed, separator):
     chance = random.Random(seed)
     texts = ["".join(chance.choices(FRAGMENTS, k=fragments)) for _ in range(documents)]
-    encode = corpora._encoder(any_tokenizer)
+    encode = windows_module._encoder(any_tokenizer)
     text = separator.join(texts)
     whole = encode(text)
-    ids, read = corpora._tokens(encode, iter(texts), separator, needed)
+    ids, read = windows_module._tokens(encode, iter(texts), separator, needed)
     assert ids == whole[:needed]
     assert read <= len(texts)
     part = encode(text[: chance.randrange(len(text))])
-    safe = max(0, len(part) - corpora._SLACK)
+    safe = max(0, len(part) - windows_module._SLACK)
     assert part[:safe] == whole[:safe]
 
 
@@ -198,7 +199,7 @@ def test_one_long_document_is_read_whole_but_tokenised_in_part(tokenizer):
         encoded.append(len(text))
         return plain(tokenizer, text)
 
-    corpora._tokens(encode, iter(["the lobster " * 100_000]), "", 100)
+    windows_module._tokens(encode, iter(["the lobster " * 100_000]), "", 100)
     assert max(encoded) < 20_000
 
 
@@ -430,7 +431,7 @@ def test_bos_that_the_tokenizer_lacks(jsonl):
 
 
 def test_prefix_longer_than_a_window(tokenizer, monkeypatch):
-    monkeypatch.setattr(corpora, "_prefix", lambda tokenizer, bos: [1, 2])
+    monkeypatch.setattr(windows_module, "_prefix", lambda tokenizer, bos: [1, 2])
     expected = "length=2: the tokenizer puts 2 tokens before every text; use more"
     assert refusal(tokenizer, "builtin", length=2) == expected
 

@@ -38,10 +38,12 @@ from ropescope.attention import AttentionCall, intercepted
 from ropescope.axes import HEAD, KV_HEAD, LAYER, PAIR
 from ropescope.errors import InputError
 from ropescope.interventions import derotated, weighted_rope
+from ropescope.live import model_provenance
 from ropescope.masks import PairMask
 from ropescope.measurement import measure
-from ropescope.models import model_provenance
 from ropescope.selection import select
+
+pytestmark = pytest.mark.usefixtures("one_thread", "no_gradients")
 
 MISTRAL = next(architecture for architecture in ARCHITECTURES if architecture.name == "mistral")
 GEMMA2 = next(architecture for architecture in ARCHITECTURES if architecture.name == "gemma2")
@@ -63,16 +65,6 @@ def damped(model: PreTrainedModel, mask: PairMask) -> AbstractContextManager[Non
 
 
 both_interventions = pytest.mark.parametrize("intervention", [damped, derotated], ids=["weighted", "derotated"])
-
-
-@pytest.fixture(autouse=True, scope="module")
-def no_gradients_and_one_thread() -> Iterator[None]:
-    """A second thread costs such small models more than it brings."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with torch.no_grad():
-        yield
-    torch.set_num_threads(threads)
 
 
 def mask_of(architecture: Architecture, query: Choice, key: Choice | None = None) -> PairMask:
@@ -508,16 +500,13 @@ def test_padded_batches_equal_single_sequences(architecture: Architecture, inter
 
 
 @indifferent_to_padding
-@both_interventions
-def test_sampling_from_a_padded_batch_equals_sampling_each_alone(
-    architecture: Architecture, intervention: Intervention
-) -> None:
+def test_sampling_from_a_padded_batch_equals_sampling_each_alone(architecture: Architecture) -> None:
     """Gumbel noise on the logits, the same for a sequence in its batch and alone, makes greedy search a sampler."""
     model, ids = architecture.shared(), tokens(2, 30)
     padding = left_padding(*ids.shape)
     uniform = torch.rand(2, 4, VOCABULARY, generator=torch.Generator().manual_seed(0))
     noise = -(-uniform.clamp(1e-6, 1 - 1e-6).log()).log()
-    with intervention(model, some_pairs(architecture)):
+    with damped(model, some_pairs(architecture)), derotated(model, some_pairs(architecture)):
         logits, sequences = generated(model, ids, padding, 4, noise)
         for row, start in enumerate((0, 7)):
             alone = ids[row : row + 1, start:]

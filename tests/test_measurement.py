@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -37,24 +37,17 @@ from architectures import (
 )
 from ropescope import measurement
 from ropescope.attention import AttentionCall, intercepted
-from ropescope.corpora import TokenWindows
 from ropescope.errors import InputError, ModelError, NonFiniteError, RopescopeError
 from ropescope.measurement import measure
 from ropescope.results import provenance
+from ropescope.windows import TokenWindows
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 LENGTH = 96
 FRAMES = {"frame_length": 32, "hop_length": 16}
 STREAMS = {"query": "head", "key": "kv_head"}
 every_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES, ids=str)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """A second thread costs such small models more than it brings."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def received(model: PreTrainedModel, windows: Tensor) -> dict[tuple[str, int], np.ndarray]:

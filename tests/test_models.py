@@ -16,7 +16,8 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from ropescope.errors import ModelError
-from ropescope.models import load_model, model_provenance
+from ropescope.live import model_provenance
+from ropescope.models import load_model
 from tiny import SIZES, byte_level_tokenizer, tiny_llama
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -399,7 +400,7 @@ def test_fingerprint_knows_the_weights_and_not_their_dtype():
 
 
 def test_fingerprint_knows_names_and_shapes():
-    from ropescope.models import _fingerprint
+    from ropescope.live import _fingerprint
 
     prints = {_fingerprint(torch.nn.ParameterDict({name: torch.zeros(shape)})) for name in "ab" for shape in (4, 5)}
     assert len(prints) == 4
@@ -427,7 +428,7 @@ def test_builtin_is_smollm2(builtin):
 @needs_builtin
 @pytest.mark.slow
 def test_builtin_has_its_known_perplexity(builtin, wikitext):
-    from ropescope.corpora import token_windows
+    from ropescope.windows import token_windows
 
     model, tokenizer = builtin
     windows = token_windows(tokenizer, wikitext, length=1024, count=4)

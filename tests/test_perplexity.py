@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -13,10 +12,12 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from architectures import ARCHITECTURES, DYNAMIC_NTK, LLAMA, VOCABULARY, Architecture, state_of, tokens
-from ropescope.corpora import TokenWindows
 from ropescope.errors import InputError, ModelError, NonFiniteError
 from ropescope.evaluation import perplexity as module
 from ropescope.evaluation.perplexity import perplexity
+from ropescope.windows import TokenWindows
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 HEADS = (
     Architecture(
@@ -33,15 +34,6 @@ HEADS = (
         | {"logits_scaling": 0.25},
     ),
 )
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """A second thread costs such small models more than it brings."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)

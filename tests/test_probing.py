@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -36,19 +35,12 @@ from ropescope.errors import InputError, ModelError, ProbeError, RopescopeError
 from ropescope.probing import LayerRotation, RotaryCard, probe
 from ropescope.rotary import Pairing
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 every_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES, ids=str)
 rotating = pytest.mark.parametrize("architecture", [a for a in ARCHITECTURES if a.style is not None], ids=str)
 following_the_length = pytest.mark.parametrize("architecture", [DYNAMIC_NTK, LONGROPE], ids=str)
 every_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """A second thread costs such small models more than it brings."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def check_card(card: RotaryCard, architecture: Architecture, rtol: float, positions: int = MAX_POSITIONS) -> None:

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from architectures import entropies_of, pair_norms_of
-from ropescope.corpora import token_windows
 from ropescope.measurement import measure
 from ropescope.probing import probe
+from ropescope.windows import token_windows
 
 pytestmark = pytest.mark.slow
 

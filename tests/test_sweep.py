@@ -12,14 +12,12 @@ import socket
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 import xarray as xr
 
 from architectures import LLAMA, QWEN3, state_of, tokens
@@ -35,18 +33,11 @@ from ropescope.interventions import derotated, weighted_rope
 from ropescope.measurement import measure
 from ropescope.selection import lowest_norm, matched_random, select
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 WINDOWS = tokens(3, 24)
 MODEL = LLAMA.shared()
 ALPHAS = (0, 0.5)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """A second thread costs such small models more than it brings."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

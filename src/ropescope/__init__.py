@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ropescope.baking import bake as bake
-    from ropescope.corpora import token_windows as token_windows
     from ropescope.entropy import sequence_fe as sequence_fe
     from ropescope.entropy import spectrum_fe as spectrum_fe
     from ropescope.entropy import white_noise_entropy as white_noise_entropy
@@ -28,10 +27,11 @@ if TYPE_CHECKING:
     from ropescope.selection import lowest_norm as lowest_norm
     from ropescope.selection import matched_random as matched_random
     from ropescope.selection import select as select
+    from ropescope.windows import token_windows as token_windows
 
 _HOME = {
     "load_model": "models",
-    "token_windows": "corpora",
+    "token_windows": "windows",
     "probe": "probing",
     "measure": "measurement",
     "save": "results",

@@ -15,7 +15,7 @@ from ropescope.attention import AttentionCall, intercepted
 from ropescope.axes import KEY, QUERY
 from ropescope.errors import ModelError
 from ropescope.interventions import Alpha, fitting_card, over_dimensions, pair_weights
-from ropescope.models import undisturbed, vocabulary_size
+from ropescope.live import undisturbed, vocabulary_size
 from ropescope.rotary import pair_norms
 
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ import torch
 from ropescope.attention import AttentionCall, intercepted
 from ropescope.axes import KEY, QUERY
 from ropescope.errors import InputError
+from ropescope.live import model_provenance, rotary_frequencies
 from ropescope.masks import PairMask
-from ropescope.models import model_provenance, rotary_frequencies
 from ropescope.probing import LayerRotation, RotaryCard, probe
 from ropescope.rotary import turn
 

@@ -21,7 +21,6 @@ from tqdm import tqdm
 
 from ropescope.attention import AttentionCall, intercepted
 from ropescope.axes import KEY, QUERY, STREAMS
-from ropescope.corpora import windows_protocol
 from ropescope.entropy import (
     MAIN_LOBE,
     analysis_window,
@@ -31,10 +30,11 @@ from ropescope.entropy import (
     spectral_entropy,
 )
 from ropescope.errors import InputError, NonFiniteError
-from ropescope.models import check_windows, model_provenance, undisturbed
+from ropescope.live import check_windows, model_provenance, undisturbed
 from ropescope.probing import LayerRotation, RotaryCard, probe
 from ropescope.results import KeptNorms, build_result
 from ropescope.rotary import Pairing, pair_norms
+from ropescope.windows import windows_protocol
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -1,18 +1,16 @@
-"""Load a causal language model with its tokenizer, and say which model a live one is.
+"""Load a causal language model with its tokenizer.
 
 Weights come from safetensors or GGUF files only; pickled checkpoints are refused.
 """
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import io
 import logging
 import os
 import re
 import sys
-from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr
 from dataclasses import dataclass
@@ -20,14 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from ropescope.errors import InputError, ModelError, did_you_mean, first_line
+from ropescope.errors import ModelError, did_you_mean, first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from ropescope.axes import TokenIds
 
 BUILTIN = "builtin"
 DTYPES = {
@@ -43,7 +40,6 @@ _BUILTIN_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _TOKENIZER_FILES = ("tokenizer*", "*.model", "vocab*", "tekken.json", "*.tiktoken")
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _COMMIT = re.compile(r"snapshots[/\\]([0-9a-f]{40})[/\\]")
-_SAMPLES = 16
 
 
 @dataclass(frozen=True)
@@ -118,93 +114,6 @@ def load_model(
     model.config.name_or_path = tokenizer.name_or_path = checkpoint.source
     model.config._commit_hash = config_commit
     return model if place is None else _moved(model, place), tokenizer
-
-
-def model_provenance(model: PreTrainedModel) -> dict[str, object]:
-    """Say which model this is, in values that JSON can hold.
-
-    Parameters
-    ----------
-    model
-        Any transformers model, however it was made.
-
-    Returns
-    -------
-    ``id``, ``revision`` (commit, or None), ``architecture``, ``dtype``, ``attention`` and ``fingerprint``: a SHA-256
-    over name and shape of every parameter and up to 16 of its values, rounded to bfloat16. Equal fingerprints mean
-    the same weights wherever they were loaded from, in whichever dtype if they were born in bfloat16; a change of
-    single rows can escape the sample. Parameters offloaded by accelerate count by name and shape only.
-
-    Examples
-    --------
-    >>> model_provenance(model)["architecture"]  # doctest: +SKIP
-    'LlamaForCausalLM'
-    """
-    config = model.config
-    return {
-        "id": config.name_or_path or None,
-        "revision": getattr(config, "_commit_hash", None),
-        "architecture": type(model).__name__,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "attention": config._attn_implementation,
-        "fingerprint": _fingerprint(model),
-    }
-
-
-def vocabulary_size(model: PreTrainedModel) -> int:
-    """Rows of the input embedding: token ids run from 0 to one less."""
-    embedding: Any = model.get_input_embeddings()
-    return int(embedding.weight.shape[0])
-
-
-def check_windows(model: PreTrainedModel, windows: TokenIds, batch_size: int = 1) -> None:
-    """Raise InputError unless `windows` are token ids of this model, (sequence, position), to be run in batches."""
-    if windows.ndim != 2 or windows.is_floating_point() or windows.dtype == torch.bool or windows.numel() == 0:
-        raise InputError(
-            f"windows got shape {tuple(windows.shape)}, {windows.dtype}; it takes token ids of shape "
-            "(sequence, position) with at least one of each"
-        )
-    if batch_size < 1:
-        raise InputError(f"batch_size got {batch_size}; it is at least 1")
-    vocabulary = vocabulary_size(model)
-    low, high = int(windows.min()), int(windows.max())
-    if low < 0 or high >= vocabulary:
-        raise InputError(
-            f"windows hold token ids from {low} to {high}, but the model's vocabulary is 0 to {vocabulary - 1}; "
-            "make the windows with the model's own tokenizer"
-        )
-
-
-@contextmanager
-def undisturbed(model: PreTrainedModel) -> Iterator[None]:
-    """Run a model without gradients and dropout, and leave it as it was.
-
-    Rotary modules whose frequencies follow the length (dynamic NTK, LongRoPE) write to themselves when they run; they
-    and every module's mode are put back on exit.
-    """
-    training = [module for module in model.modules() if module.training]
-    rotary = {id(module): module for module, _, _ in rotary_frequencies(model)}.values()
-    state = [(m, dict(m.__dict__), {n: (b, b.clone()) for n, b in m.named_buffers(recurse=False)}) for m in rotary]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, attributes, buffers in state:
-            module.__dict__.clear()
-            module.__dict__.update(attributes)
-            for name, (buffer, content) in buffers.items():
-                module._buffers[name] = buffer.copy_(content)
-        for module in training:
-            module.training = True
-
-
-def rotary_frequencies(model: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor]]:
-    """Every frequency vector that the model keeps for its rotary embeddings: module, name of the buffer, values."""
-    for module in model.modules():
-        for name, buffer in module.named_buffers(recurse=False):
-            if name.endswith("inv_freq") and buffer.ndim == 1:
-                yield module, name, buffer
 
 
 def _device(device: str | torch.device, device_map: object) -> torch.device | None:
@@ -401,29 +310,3 @@ def quiet() -> Iterator[None]:
         if not sys.stderr.isatty():
             stack.enter_context(redirect_stderr(io.StringIO()))
         yield
-
-
-def _fingerprint(model: nn.Module) -> str:
-    named = sorted((name.replace("_orig_mod.", ""), parameter) for name, parameter in model.named_parameters())
-    values = _sampled_values(dict(named))
-    digest = hashlib.sha256()
-    for name, parameter in named:
-        digest.update(f"{name}{tuple(parameter.shape)}".encode())
-        digest.update(values.get(name, b""))
-    return digest.hexdigest()
-
-
-def _sampled_values(named: dict[str, nn.Parameter]) -> dict[str, bytes]:
-    """Evenly spaced values of each parameter as bfloat16 bytes, fetched with one transfer a device."""
-    samples: dict[torch.device, dict[str, Tensor]] = defaultdict(dict)
-    for name, parameter in named.items():
-        if not parameter.is_meta and parameter.numel():
-            step = max(1, (parameter.numel() - 1) // (_SAMPLES - 1))
-            flat = parameter.detach().reshape(-1)[::step][:_SAMPLES]
-            samples[parameter.device][name] = flat.to(torch.bfloat16)
-    values: dict[str, bytes] = {}
-    for parts in samples.values():
-        fetched = torch.cat(list(parts.values())).cpu().view(torch.int16)
-        pieces = torch.split(fetched, [len(part) for part in parts.values()])
-        values |= {name: piece.numpy().tobytes() for name, piece in zip(parts, pieces, strict=True)}
-    return values

@@ -21,7 +21,7 @@ import torch
 
 from ropescope.attention import AttentionCall, intercepted
 from ropescope.errors import InputError, ProbeError
-from ropescope.models import rotary_frequencies, undisturbed, vocabulary_size
+from ropescope.live import rotary_frequencies, undisturbed, vocabulary_size
 from ropescope.rotary import Pairing, split_pairs
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ import torch
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
-from ropescope.corpora import windows_protocol
 from ropescope.errors import InputError, ModelError, NonFiniteError
-from ropescope.models import check_windows, undisturbed, vocabulary_size
+from ropescope.live import check_windows, undisturbed, vocabulary_size
+from ropescope.windows import windows_protocol
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -19,7 +19,6 @@ import xarray as xr
 from tqdm import tqdm
 
 from ropescope.axes import STREAMS
-from ropescope.corpora import windows_protocol
 from ropescope.errors import InputError, ResultError
 from ropescope.evaluation.journal import Journal, drop_journal, journal_of
 from ropescope.evaluation.perplexity import check_scoring, perplexity, protocol
@@ -37,9 +36,10 @@ from ropescope.evaluation.records import (
 )
 from ropescope.files import check_target
 from ropescope.interventions import derotated, weighted_rope
+from ropescope.live import model_provenance
 from ropescope.masks import PairMask
-from ropescope.models import model_provenance
 from ropescope.results import provenance as result_provenance
+from ropescope.windows import windows_protocol
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
