@@ -22,7 +22,8 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#0
 def sweep_curves(sweeps: Mapping[str, xr.Dataset]) -> Figure:
     """Perplexity over alpha: a panel for each selection, a line for each model, its controls behind.
 
-    The shaded band spans the random controls, the dashed line is the control of lowest mean norm.
+    The panels have scales of their own, logarithmic where one spans more than a factor of five. The shaded band spans
+    the random controls, the dashed line is the control of lowest mean norm.
 
     Parameters
     ----------
@@ -32,7 +33,7 @@ def sweep_curves(sweeps: Mapping[str, xr.Dataset]) -> Figure:
     Returns
     -------
     Figure
-        One row of panels with a common perplexity axis (logarithmic where it spans more than a factor of five).
+        One row of panels.
 
     Raises
     ------
@@ -50,19 +51,20 @@ def sweep_curves(sweeps: Mapping[str, xr.Dataset]) -> Figure:
     for label, data in sweeps.items():
         if [str(name) for name in data[SELECTION].values] != names:
             raise InputError(f"sweep {label!r} has selections {data[SELECTION].values.tolist()}, the first has {names}")
-    figure = Figure(figsize=(1 + 3.2 * len(names), 3.6), layout="constrained")
-    panels = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
+    figure = Figure(figsize=(1 + 3.2 * len(names), 4.0), layout="constrained")
+    panels = figure.subplots(1, len(names), squeeze=False)[0]
     for axes, name in zip(panels, names, strict=True):
         for (label, data), colour in zip(sweeps.items(), _colours(len(sweeps)), strict=True):
             _draw(axes, data.sel({SELECTION: name}), label, colour)
         axes.set_title(_title(name, sweeps), fontsize="medium")
         axes.set_xlabel("alpha")
+        values = np.concatenate([data["perplexity"].sel({SELECTION: name}).values.ravel() for data in sweeps.values()])
+        if np.nanmax(values) > 5 * np.nanmin(values):
+            axes.set_yscale("log")
         axes.spines[["top", "right"]].set_visible(False)
-    values = np.concatenate([data["perplexity"].values.ravel() for data in sweeps.values()])
-    if np.nanmax(values) > 5 * np.nanmin(values):
-        panels[0].set_yscale("log")
     panels[0].set_ylabel("perplexity")
-    panels[0].legend(frameon=False, fontsize="small")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize="small")
     return figure
 
 

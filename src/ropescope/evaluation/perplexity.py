@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
     from ropescope.axes import TokenIds
 
-# Logits held at once, at most. On a CPU 16 MiB stay within what the decoder itself needs; an accelerator wants larger
-# matrix products, but never more than a quarter of a window.
-_LOGITS = {"cpu": 2**22, "accelerator": 2**26}
+# Logits held at once, at most, and never more than a quarter of a window. On a CPU 40 MiB: blocks above 32 MiB are
+# given back to the system at once, smaller ones stay in the heap. An accelerator wants larger matrix products.
+_LOGITS = {"cpu": 10 * 2**20, "accelerator": 2**26}
 
 
 @dataclass(frozen=True, eq=False)
