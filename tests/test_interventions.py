@@ -442,6 +442,7 @@ def test_a_cache_changes_nothing(architecture: Architecture, intervention: Inter
         torch.testing.assert_close(prefill_and_steps(model), at_once(model), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @every_architecture
 @both_interventions
 def test_generated_logits_are_those_of_the_same_tokens_at_once(
@@ -499,6 +500,7 @@ def test_padded_batches_equal_single_sequences(architecture: Architecture, inter
             torch.testing.assert_close(batch[row, start:], single[0], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @indifferent_to_padding
 def test_sampling_from_a_padded_batch_equals_sampling_each_alone(architecture: Architecture) -> None:
     """Gumbel noise on the logits, the same for a sequence in its batch and alone, makes greedy search a sampler."""
@@ -519,6 +521,7 @@ def test_sampling_from_a_padded_batch_equals_sampling_each_alone(architecture: A
     assert not torch.equal(greedy, sequences)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", [LLAMA, GEMMA3, COHERE2], ids=str)
 @both_interventions
 def test_seeded_sampling_of_a_padded_sequence_equals_the_bare_one(
@@ -535,6 +538,7 @@ def test_seeded_sampling_of_a_padded_sequence_equals_the_bare_one(
     assert torch.equal(*drawn)
 
 
+@pytest.mark.slow
 @both_interventions
 def test_beam_search_equals_scoring_its_sequences(intervention: Intervention) -> None:
     model, ids = LLAMA.shared(), tokens(2, 20)

@@ -196,6 +196,7 @@ KILLED = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the test forks")
 def test_killed_runs_end_with_the_same_bytes(tmp_path: Path) -> None:
     """11 files are put in place: the configuration, 9 cells, the dataset; SIGKILL strikes just before or after one."""
