@@ -22,9 +22,10 @@ if TYPE_CHECKING:
 
     from ropescope.axes import TokenIds
 
-# Logits held at once, at most, and never more than a quarter of a window. On a CPU 40 MiB: blocks above 32 MiB are
-# given back to the system at once, smaller ones stay in the heap. An accelerator wants larger matrix products.
-_LOGITS = {"cpu": 10 * 2**20, "accelerator": 2**26}
+# Logits held at once, at most: on a CPU 16 MiB, which the heap uses again and again. An accelerator wants larger
+# matrix products, but never more than a quarter of a window.
+_LOGITS = {"cpu": 2**22, "accelerator": 2**26}
+_ROWS = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,7 +174,11 @@ def _decoder(model: PreTrainedModel) -> Any:
 
 
 def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    return cross_entropy(logits.float(), targets.to(logits.device), reduction="none")
+    if logits.device.type != "cpu":
+        return cross_entropy(logits.float(), targets.to(logits.device), reduction="none")
+    # A few rows at a time stay in the cache, where a second block of all logits would not.
+    rows = zip(logits.split(_ROWS), targets.split(_ROWS), strict=True)
+    return torch.cat([cross_entropy(part.float(), wanted, reduction="none") for part, wanted in rows])
 
 
 def _logits(model: PreTrainedModel, output: Any, hidden: Tensor, ids: Tensor) -> Tensor:
