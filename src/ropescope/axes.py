@@ -22,7 +22,7 @@ STREAMS = (QUERY, KEY)
 HEAD_AXIS = {QUERY: HEAD, KEY: KV_HEAD}
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Complex, Float, Int
+    from jaxtyping import Bool, Float, Int
     from torch import Tensor
 
     TokenIds = Int[Tensor, "sequence position"]
@@ -34,4 +34,3 @@ if TYPE_CHECKING:
     Angles = Float[Tensor, "*batch position pair"]
     PairFlags = Bool[Tensor, "pair"]
     PairValues = Float[Tensor, "pair"]
-    PairPhasors = Complex[Tensor, "*batch position pair"]
