@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterator
 from typing import Literal
 
@@ -12,6 +10,7 @@ import xarray as xr
 
 from ropescope.errors import InputError, did_you_mean
 from ropescope.evaluation.records import ALPHA, ARM, LOWEST_NORM, RANDOM, SELECTION, check_sweep
+from ropescope.tables import Table, csv_text
 
 ESTIMATE, CONTROL = "estimate", "control"
 ESTIMATES = ("value", "low", "high")
@@ -114,7 +113,8 @@ def sweep_table(data: xr.Dataset, *, format: Format = "text", resamples: int = 1
     names = [f"against {control}" for control in changes[CONTROL].values]
     header = ["selection", "pairs", "alpha", "perplexity", "change", *names]
     rows = [_written(data, row) for row in _rows(data, changes)]
-    return _markdown(header, rows) if format == "markdown" else _aligned(header, rows)
+    table = Table(header, rows)
+    return table.markdown() if format == "markdown" else table.text()
 
 
 def _with_random(nats: xr.DataArray) -> xr.DataArray:
@@ -188,32 +188,15 @@ def _number(value: float, sign: str = "") -> str:
     return f"{value:{sign}.{2 if abs(value) >= 10 else 3}f}"
 
 
-def _aligned(header: list[str], rows: list[list[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    lines = (
-        "  ".join([cells[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(cells[1:], widths[1:], strict=True))])
-        for cells in (header, *rows)
-    )
-    return "\n".join(line.rstrip() for line in lines)
-
-
-def _markdown(header: list[str], rows: list[list[str]]) -> str:
-    rule = ["---", *("---:" for _ in header[1:])]
-    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |" for cells in (header, rule, *rows))
-
-
 def _csv(data: xr.Dataset, changes: xr.Dataset) -> str:
     columns = ["change", *(f"against_{str(control).replace('-', '_')}" for control in changes[CONTROL].values)]
     streams = [f"{stream}_pairs" for stream in data["stream"].values]
     header = ["selection", *streams, "alpha", "perplexity"]
     header += [f"{column}{suffix}" for column in columns for suffix in ("", "_low", "_high")]
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(header)
-    for row in _rows(data, changes):
-        numbers = [row["perplexity"][ALPHA], row["perplexity"], *row["change"], *row["against"].values.flat]
-        counts = [int(count) for count in row["pairs"]]
-        writer.writerow(
-            [row["perplexity"][SELECTION].item(), *counts, *("" if np.isnan(n) else float(n) for n in numbers)]
-        )
-    return out.getvalue()
+    return csv_text(header, (_csv_row(row) for row in _rows(data, changes)))
+
+
+def _csv_row(row: dict[str, xr.DataArray]) -> list[object]:
+    numbers = [row["perplexity"][ALPHA], row["perplexity"], *row["change"], *row["against"].values.flat]
+    counts = [int(count) for count in row["pairs"]]
+    return [row["perplexity"][SELECTION].item(), *counts, *("" if np.isnan(n) else float(n) for n in numbers)]

@@ -1,0 +1,55 @@
+"""A small table of text, for a terminal, for Markdown and for spreadsheets."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text under a header; the first column names the row.
+
+    Parameters
+    ----------
+    header
+        Names of the columns.
+    rows
+        Cells, as many in each row as the header has.
+    title
+        What the table shows; may be empty.
+    """
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    title: str = ""
+
+    def text(self) -> str:
+        """Columns aligned for a terminal, the first to the left, under the title if there is one."""
+        widths = [max(map(len, column)) for column in zip(self.header, *self.rows, strict=True)]
+        lines = (
+            "  ".join([cells[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(cells[1:], widths[1:], strict=True))])
+            for cells in (self.header, *self.rows)
+        )
+        return "\n".join([*([self.title] if self.title else []), *(line.rstrip() for line in lines)])
+
+    def markdown(self) -> str:
+        """A Markdown table, under the title in bold if there is one."""
+        rule = ["---", *("---:" for _ in self.header[1:])]
+        lines = [f"| {' | '.join(_cell(cell) for cell in cells)} |" for cells in (self.header, rule, *self.rows)]
+        return "\n".join([*([f"**{self.title}**", ""] if self.title else []), *lines])
+
+
+def csv_text(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Comma-separated values with a header line."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return out.getvalue()
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "/").replace("\n", " ")
