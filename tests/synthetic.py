@@ -19,6 +19,7 @@ OUTLIER_PAIR = 8
 UNDEFINED = (0, 0, 9)
 NARROW_LAYER = 2
 MISSING_PAIRS = 4
+BINS = 513
 
 
 def synthetic_result(
@@ -65,6 +66,8 @@ def synthetic_result(
         rotated=np.isfinite(frequency),
         pairing=[f"half-split[0:{2 * pairs}]"] * layers,
         provenance=_provenance(sequences, length, corpus),
+        spectra={name: _spectra(rng, arrays[name]["mean_norm"]) for name in streams},
+        frame_length=2 * (BINS - 1),
         norms=norms if kept else None,
     )
 
@@ -121,6 +124,14 @@ def _pad(array: np.ndarray, padded: bool) -> np.ndarray:
         if array.shape[2] > 1:
             array[:, NARROW_LAYER, -1] = np.nan
     return array
+
+
+def _spectra(rng: np.random.Generator, mean_norm: np.ndarray) -> np.ndarray:
+    """Most power at zero frequency, the rest falling off; NaN for absent heads."""
+    _, layers, heads, _ = mean_norm.shape
+    power = np.exp(rng.normal(0, 0.1, (layers, heads, BINS))) / (1 + np.arange(BINS)) ** 1.5
+    power[np.isnan(mean_norm).all((0, 3))] = np.nan
+    return power / power.sum(-1, keepdims=True)
 
 
 def _norms(rng: np.random.Generator, kept: Sequence[tuple[int, int]], pairs: int, length: int, cells: int) -> KeptNorms:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from scipy.signal import get_window
 from torch import Tensor, nn
 from transformers import FalconConfig, FalconForCausalLM, PreTrainedModel
 
@@ -380,6 +381,26 @@ def test_a_silent_pair_is_undefined() -> None:
     for name in ("spectrum_fe", "sequence_fe", "dc_share", "dominant_period", "peak_share"):
         assert silent[name].isnull().all()
         assert int(query[name].isnull().sum()) == 2
+
+
+def test_the_mean_spectrum_is_that_of_the_sounding_pairs() -> None:
+    model, windows = LLAMA.build(), tokens(2, LENGTH)
+    with torch.no_grad():
+        model.model.layers[1].self_attn.q_proj.weight[[16 + 3, 16 + 11]] = 0
+        model.model.layers[0].self_attn.k_proj.weight[:16] = 0
+    result, heads = measure(model, windows, **FRAMES), received(model, windows)
+    for stream in STREAMS:
+        spectrum = result[stream].mean_spectrum
+        np.testing.assert_array_equal(spectrum.bin, np.fft.rfftfreq(32))
+        for row, layer in enumerate(LLAMA.expected(LENGTH)):
+            norms = pair_norms_of(heads[stream, layer.layer], layer.style, layer.start, layer.size)
+            frames = np.lib.stride_tricks.sliding_window_view(norms, 32, axis=-1)[..., ::16, :]
+            power = (np.abs(np.fft.rfft(frames * get_window("hann", 32))) ** 2).mean(-2)
+            with np.errstate(invalid="ignore"):
+                share = np.ma.masked_invalid(power / power.sum(-1, keepdims=True))
+            expected = share.mean((0, 2)).filled(np.nan)
+            np.testing.assert_allclose(spectrum.isel(layer=row), expected, rtol=1e-4, atol=1e-7)
+    assert result["key"].mean_spectrum.isel(layer=0, kv_head=0).isnull().all()
 
 
 def test_a_flat_pair_has_no_sequence_entropy() -> None:

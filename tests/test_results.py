@@ -59,6 +59,8 @@ def arguments(**changes: object) -> dict[str, object]:
         "rotated": np.ones((2, 4), bool),
         "pairing": ["half-split[0:8]"] * 2,
         "provenance": {"a": 1},
+        "spectra": {"query": np.zeros((2, 3, 5)), "key": np.zeros((2, 3, 5))},
+        "frame_length": 8,
     }
     return given | changes
 
@@ -74,11 +76,16 @@ class TestSchema:
         assert data["norm"].coords["kept_layer"].values.tolist() == [0, 1]
         assert data["norm"].coords[f"kept_{DIMS[stream][2]}"].dims == ("kept",)
 
+    def test_bins_are_in_cycles_per_token(self) -> None:
+        spectrum = build_result(**arguments())["key"].mean_spectrum
+        assert spectrum.dims == ("layer", "kv_head", "bin")
+        assert spectrum.bin.values.tolist() == [0, 1 / 8, 2 / 8, 3 / 8, 4 / 8]
+
     def test_every_variable_has_a_name_and_a_unit(self, result: xr.DataTree) -> None:
         for group in result.children.values():
             for name, variable in group.to_dataset().variables.items():
                 assert variable.attrs["long_name"], name
-                assert variable.attrs["units"] in {"1", "token", "rad/token"}, name
+                assert variable.attrs["units"] in {"1", "token", "rad/token", "cycle/token"}, name
                 if variable.attrs["units"] == "1" and name in group.data_vars:
                     assert variable.attrs["description"], name
 
@@ -138,6 +145,11 @@ class TestBuildErrors:
         norms = KeptNorms(np.array([0]), np.array([0]), np.arange(8), np.zeros((1, 4, 7)))
         with pytest.raises(InputError, match=r"query norms of shape \(1, 4, 7\).*must be \(1, 4, 8\)"):
             build_result(**arguments(norms={"query": norms}))
+
+    def test_spectra_that_disagree(self) -> None:
+        spectra = {"query": np.zeros((2, 3, 5)), "key": np.zeros((2, 3, 4))}
+        with pytest.raises(InputError, match=r"key spectra of shape \(2, 3, 4\).*must be \(2, 3, 5\)"):
+            build_result(**arguments(spectra=spectra))
 
     @pytest.mark.parametrize("content", [{"a": math.nan}, {"a": object()}])
     def test_provenance_that_json_cannot_hold(self, content: dict[str, object]) -> None:
@@ -345,11 +357,11 @@ class TestDamagedFiles:
         with pytest.raises(ResultError, match=r"other\.nc is not a ropescope result: its schema is None, not"):
             load(path)
 
-    @pytest.mark.parametrize(("version", "remedy"), [(2, "upgrade ropescope"), (0, "measure again"), ("x", "measure")])
+    @pytest.mark.parametrize(("version", "remedy"), [(3, "upgrade ropescope"), (1, "measure again"), ("x", "measure")])
     def test_other_schema_version(self, saved: Path, version: object, remedy: str) -> None:
         self.rewrite(saved, lambda tree: tree.attrs.update(schema_version=version))
         with pytest.raises(
-            ResultError, match=f"has schema version {version}; this ropescope reads version 1: {remedy}"
+            ResultError, match=f"has schema version {version}; this ropescope reads version 2: {remedy}"
         ):
             load(saved)
 

@@ -28,6 +28,8 @@ def one_head(spectrum_fe: object, mean_norm: object, sequence_fe: object = 0.9) 
         rotated=np.ones((1, pairs[1]), bool),
         pairing=["interleaved[0:8]"],
         provenance={},
+        spectra=dict.fromkeys(("query", "key"), np.full((1, 1, 3), 1 / 3)),
+        frame_length=4,
     )
 
 

@@ -15,6 +15,7 @@ HEAD = "head"
 KV_HEAD = "kv_head"
 PAIR = "pair"
 POSITION = "position"
+BIN = "bin"
 
 QUERY = "query"
 KEY = "key"

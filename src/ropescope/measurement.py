@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from ropescope.axes import Heads, TokenIds
+    from ropescope.axes import Heads, Power, TokenIds
 
 VARIABLES = ("spectrum_fe", "sequence_fe", "mean_norm", "dc_share", "dominant_period", "peak_share")
 # Norms of this many positions are reduced at once; the transforms need about eight times their memory.
@@ -93,8 +93,9 @@ def measure(
     -------
     xarray.DataTree
         Groups `query` and `key` with `spectrum_fe`, `sequence_fe`, `mean_norm`, `dc_share`, `dominant_period` (tokens)
-        and `peak_share` over (sequence, layer, head or kv_head, pair); group `rotary` with `frequency` (rad/token),
-        `rotated` and `pairing`. NaN where an entropy is undefined: a silent pair, or a flat one for SequenceFE.
+        and `peak_share` over (sequence, layer, head or kv_head, pair), and `mean_spectrum` over (layer, head or
+        kv_head, bin); group `rotary` with `frequency` (rad/token), `rotated` and `pairing`. NaN where an entropy is
+        undefined: a silent pair, or a flat one for SequenceFE.
 
     Raises
     ------
@@ -147,8 +148,9 @@ class _Reducer:
     kept: Mapping[int, list[int]]
     cell_width: int
     ends_early: bool
-    batch: dict[tuple[str, int], Tensor] = field(default_factory=dict)
+    batch: dict[tuple[str, int], tuple[Tensor, Tensor]] = field(default_factory=dict)
     done: dict[tuple[str, int], list[np.ndarray]] = field(default_factory=dict)
+    spectra: dict[tuple[str, int], list[np.ndarray]] = field(default_factory=dict)
     norms: dict[tuple[str, int, int], np.ndarray] = field(default_factory=dict)
 
     def __call__(self, call: AttentionCall) -> None:
@@ -168,8 +170,9 @@ class _Reducer:
 
     def finish_batch(self) -> None:
         """Bring the batch's results to the CPU; the only wait for the device."""
-        for place, values in self.batch.items():
+        for place, (values, spectra) in self.batch.items():
             self.done.setdefault(place, []).append(values.cpu().numpy())
+            self.spectra.setdefault(place, []).append(spectra.cpu().numpy())
         self.batch.clear()
 
     def finite(self) -> bool:
@@ -178,32 +181,45 @@ class _Reducer:
         return all((values[-1][mean_norm] < _LARGEST_NORM).all() for values in self.done.values())
 
 
-def _reduce(heads: Heads, pairing: Pairing, frames: Frames) -> Tensor:
-    """All variables of one layer and stream, (variable, batch, head, pair), a few heads at a time."""
+def _reduce(heads: Heads, pairing: Pairing, frames: Frames) -> tuple[Tensor, Tensor]:
+    """All variables of one layer and stream, (variable, batch, head, pair), and mean spectra, (batch, head, bin).
+
+    A few heads at a time.
+    """
     rounding = torch.finfo(heads.dtype).eps
     flat = heads.flatten(0, 1)
     per_chunk = max(1, _CHUNK // (flat.shape[1] * pairing.pairs))
     chunks = [_reduce_chunk(chunk, pairing, frames, rounding) for chunk in flat.split(per_chunk)]
-    reduced: Tensor = torch.cat(chunks, dim=1).unflatten(1, heads.shape[:2])
-    return reduced
+    values, spectra = zip(*chunks, strict=True)
+    return torch.cat(values, dim=1).unflatten(1, heads.shape[:2]), torch.cat(spectra).unflatten(0, heads.shape[:2])
 
 
-def _reduce_chunk(heads: Heads, pairing: Pairing, frames: Frames, rounding: float) -> Tensor:
+def _reduce_chunk(heads: Heads, pairing: Pairing, frames: Frames, rounding: float) -> tuple[Tensor, Tensor]:
     signal = pair_norms(heads, pairing).transpose(-1, -2).contiguous()
     local = frame_power(signal, frames.frame_length, frames.hop_length, frames.window)
     whole = sequence_power(signal, rounding)
+    total = local.sum(-1)
     peak, peak_bin = whole.max(-1)
     undefined = peak == 0
-    return torch.stack(
+    values = torch.stack(
         (
             spectral_entropy(local),
             spectral_entropy(whole),
             signal.mean(-1),
-            local[..., : MAIN_LOBE[frames.window] + 1].sum(-1) / local.sum(-1),
+            local[..., : MAIN_LOBE[frames.window] + 1].sum(-1) / total,
             (signal.shape[-1] / (peak_bin + 1)).masked_fill(undefined, torch.nan),
             peak / whole.sum(-1),
         )
     )
+    return values, _mean_spectrum(local, total)
+
+
+def _mean_spectrum(power: Power, total: Tensor) -> Tensor:
+    """Mean over the sounding pairs of power divided by its sum, (..., bin); NaN where every pair is silent."""
+    sounding = total > 0
+    weight = torch.where(sounding, 1 / total, 0.0) / sounding.sum(-1, keepdim=True)
+    mean: Tensor = (weight.unsqueeze(-2) @ power).squeeze(-2)
+    return mean
 
 
 def _average_cells(norms: Tensor, width: int) -> Tensor:
@@ -252,6 +268,8 @@ def _assemble(reducer: _Reducer, card: RotaryCard, provenance: Mapping[str, obje
     return build_result(
         _stack_layers(reducer, card, QUERY),
         _stack_layers(reducer, card, KEY),
+        spectra={stream: _stack_spectra(reducer, card, stream) for stream in STREAMS},
+        frame_length=reducer.frames.frame_length,
         layers=[rotation.layer for rotation in card.layers],
         frequency=frequency,
         rotated=frequency > 0,
@@ -269,6 +287,18 @@ def _stack_layers(reducer: _Reducer, card: RotaryCard, stream: str) -> dict[str,
     for row, values in enumerate(layers):
         stacked[:, :, row, : values.shape[2], : values.shape[3]] = values
     return dict(zip(VARIABLES, stacked, strict=True))
+
+
+def _stack_spectra(reducer: _Reducer, card: RotaryCard, stream: str) -> np.ndarray:
+    """Mean spectra over (layer, head, bin), mean over the sequences where a head sounds, NaN where none does."""
+    layers = [np.concatenate(reducer.spectra[stream, rotation.layer]) for rotation in card.layers]
+    stacked = np.full((len(layers), max(values.shape[1] for values in layers), layers[0].shape[2]), np.nan, np.float32)
+    for row, values in enumerate(layers):
+        sounding = np.isfinite(values).all(-1, keepdims=True)
+        with np.errstate(invalid="ignore"):
+            mean = np.where(sounding, values, 0).sum(0, dtype=np.float64) / sounding.sum(0)
+        stacked[row, : mean.shape[0]] = mean
+    return stacked
 
 
 def _stack_norms(reducer: _Reducer, stream: str) -> KeptNorms | None:

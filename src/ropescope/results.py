@@ -13,15 +13,16 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from ropescope.axes import HEAD_AXIS, KEY, LAYER, PAIR, POSITION, QUERY, SEQUENCE, STREAMS
+from ropescope.axes import BIN, HEAD_AXIS, KEY, LAYER, PAIR, POSITION, QUERY, SEQUENCE, STREAMS
 from ropescope.errors import InputError, ResultError, did_you_mean, first_line
 from ropescope.files import check_target, written_whole
 
 SCHEMA = "ropescope-measurement"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 ROTARY = "rotary"
 KEPT = "kept"
 NORM = "norm"
+MEAN_SPECTRUM = "mean_spectrum"
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 PAIR_VARIABLES = {
@@ -79,6 +80,8 @@ def build_result(
     rotated: np.ndarray,
     pairing: Sequence[str],
     provenance: Mapping[str, object],
+    spectra: Mapping[str, np.ndarray],
+    frame_length: int,
     norms: Mapping[str, KeptNorms] | None = None,
 ) -> xr.DataTree:
     """Label the arrays of a measurement.
@@ -95,6 +98,11 @@ def build_result(
     pairing : sequence of str (layer)
     provenance : mapping that JSON can hold
         What was measured, with which parameters and versions.
+    spectra : mapping from "query" and "key" to an array (layer, head, bin)
+        Mean over sequences and sounding pairs of each head's short-time power divided by its sum; NaN where a
+        layer has fewer heads.
+    frame_length : int
+        Tokens in a frame of those spectra: bin k stands for k / frame_length cycles per token.
     norms : mapping from "query" and "key" to `KeptNorms`, optional
 
     Returns
@@ -110,10 +118,12 @@ def build_result(
     shape = np.shape(frequency)
     kept = norms or {}
     groups = {
-        QUERY: _stream_group(QUERY, query, layers, shape, kept.get(QUERY)),
-        KEY: _stream_group(KEY, key, layers, shape, kept.get(KEY)),
-        ROTARY: _rotary_group(layers, frequency, rotated, pairing),
+        stream: _stream_group(stream, arrays, layers, shape, kept.get(stream)).merge(
+            _spectrum_group(stream, spectra[stream], (len(layers), np.shape(arrays["mean_norm"])[2]), frame_length)
+        )
+        for stream, arrays in ((QUERY, query), (KEY, key))
     }
+    groups[ROTARY] = _rotary_group(layers, frequency, rotated, pairing)
     tree = xr.DataTree.from_dict({f"/{name}": dataset for name, dataset in groups.items()})
     tree.attrs = {"schema": SCHEMA, "schema_version": SCHEMA_VERSION, "provenance": _to_json(provenance)}
     return tree
@@ -258,6 +268,23 @@ def _stream_group(
     return data if norms is None else data.merge(_norm_group(stream, norms, layer_pairs[1]))
 
 
+def _spectrum_group(stream: str, spectra: np.ndarray, layer_heads: tuple[int, int], frame_length: int) -> xr.Dataset:
+    expected = (*layer_heads, frame_length // 2 + 1)
+    if np.shape(spectra) != expected:
+        raise InputError(
+            f"got {stream} spectra of shape {np.shape(spectra)}; (layer, head, bin) must be {expected}: give one "
+            "spectrum of frame_length // 2 + 1 bins per layer and head"
+        )
+    meaning = _attributes(
+        "mean spectrum", "1", "mean over sequences and pairs of the share of short-time power in a bin"
+    )
+    frequency = np.arange(expected[2]) / frame_length
+    return xr.Dataset(
+        {MEAN_SPECTRUM: ((LAYER, HEAD_AXIS[stream], BIN), np.asarray(spectra, dtype=np.float32), meaning)},
+        coords={BIN: (BIN, frequency, _attributes("frequency of the bin", "cycle/token"))},
+    )
+
+
 def _norm_group(stream: str, norms: KeptNorms, pairs: int) -> xr.Dataset:
     expected = (len(norms.layer), pairs, len(norms.position))
     if np.shape(norms.values) != expected or len(norms.head) != len(norms.layer):
@@ -349,7 +376,11 @@ def _check_version(version: Any, source: str) -> None:
 
 def _layout() -> dict[str, dict[str, tuple[str, ...]]]:
     layout: dict[str, dict[str, tuple[str, ...]]] = {
-        stream: dict.fromkeys(PAIR_VARIABLES, (SEQUENCE, LAYER, HEAD_AXIS[stream], PAIR)) for stream in STREAMS
+        stream: {
+            **dict.fromkeys(PAIR_VARIABLES, (SEQUENCE, LAYER, HEAD_AXIS[stream], PAIR)),
+            MEAN_SPECTRUM: (LAYER, HEAD_AXIS[stream], BIN),
+        }
+        for stream in STREAMS
     }
     return layout | {ROTARY: {name: meaning[3] for name, meaning in ROTARY_VARIABLES.items()}}
 
