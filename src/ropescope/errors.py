@@ -33,6 +33,10 @@ class NonFiniteError(RopescopeError):
     """A query or key holds NaN or infinity."""
 
 
+class TaskError(RopescopeError):
+    """A downstream task cannot be found or run."""
+
+
 class ResultError(RopescopeError):
     """A result file is damaged, incompatible, or cannot be written."""
 

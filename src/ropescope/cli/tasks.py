@@ -1,0 +1,133 @@
+"""The command tasks: downstream tasks, plain and weighted."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Group, Parameter
+
+from ropescope.cli.options import (
+    OUTPUT_GROUP,
+    ModelName,
+    ModelOptions,
+    ResultPath,
+    app,
+    load_chosen,
+    stem_of,
+)
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+HARNESS_GROUP = Group("Harness", sort_key=3)
+PAPER_TASKS = ("hellaswag", "truthfulqa_mc1", "truthfulqa_mc2", "mmlu")
+
+
+@app.command
+def tasks(
+    model: ModelName,
+    result: ResultPath,
+    *,
+    select: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative="")] = ("table1",),
+    alpha: Annotated[tuple[float, ...], Parameter(consume_multiple=True, negative="")] = (0.1,),
+    derotate: Annotated[bool, Parameter(negative="")] = False,
+    options: ModelOptions = ModelOptions(),
+    tasks: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative="", group=HARNESS_GROUP)] = PAPER_TASKS,
+    num_fewshot: Annotated[int | None, Parameter(group=HARNESS_GROUP)] = None,
+    limit: Annotated[float | None, Parameter(group=HARNESS_GROUP)] = None,
+    batch_size: Annotated[int | Literal["auto"], Parameter(group=HARNESS_GROUP)] = 1,
+    seed: Annotated[int | None, Parameter(group=HARNESS_GROUP)] = None,
+    chat_template: Annotated[bool, Parameter(negative="", group=HARNESS_GROUP)] = False,
+    include_path: Annotated[Path | None, Parameter(group=HARNESS_GROUP)] = None,
+    samples: Annotated[Path | None, Parameter(group=OUTPUT_GROUP)] = None,
+    output: Annotated[Path | None, Parameter(name=["--output", "-o"], group=OUTPUT_GROUP)] = None,
+    overwrite: Annotated[bool, Parameter(negative="", group=OUTPUT_GROUP)] = False,
+) -> None:
+    """Run downstream tasks with the model as it stands and with selected pairs turned down, on the same documents.
+
+    Tasks, prompts, scores and standard errors are those of lm-evaluation-harness (`pip install 'ropescope[tasks]'`).
+    Each score of the weighted model is compared with the plain one document by document. Every finished task is kept:
+    the same command after a crash, or after a task failed, goes on where it was. Writes the scores (.nc) and the
+    table (.md, .csv, .json), and prints the table. Several selections and strengths share the plain run.
+
+    Example: `ropescope tasks Qwen/Qwen3-8B qwen3.nc --select table1 --alpha 0.1 --tasks hellaswag,mmlu --limit 500`
+
+    Parameters
+    ----------
+    result
+        Result of `ropescope measure` for this model.
+    select
+        Selections, each an expression or one of the paper's by name.
+    alpha
+        Strengths of the weighting, 0 to 1.
+    derotate
+        Take rotation away instead of weighting: alpha is then the share of the rotation that is kept.
+    tasks
+        Names of tasks, groups or tags, with commas or spaces between; `lm_eval ls tasks` lists all.
+    num_fewshot
+        Examples before each question; default each task's own number.
+    limit
+        Documents of each task: a number, or a share below 1; default all.
+    batch_size
+        Requests in one forward pass, or auto.
+    seed
+        Seed of everything random; default the harness's.
+    chat_template
+        Ask through the tokenizer's chat template.
+    include_path
+        Folder with task files of your own; they take precedence.
+    samples
+        Folder for the harness's log of every document and answer.
+    output
+        File of scores; default `MODEL-tasks.nc` in this folder.
+    overwrite
+        Replace that file if it holds another run.
+    """
+    import ropescope as rs
+    from ropescope.evaluation.harness import Protocol, check_installed
+    from ropescope.evaluation.sweep import rotation_kept
+    from ropescope.files import check_target
+    from ropescope.interventions import weighted_rope
+
+    check_installed()
+    target = check_target(output or Path(f"{stem_of(model)}-tasks.nc"))
+    measured = rs.load(result)
+    masks = {name: rs.select(measured, name) for name in select}
+    settings = {"apply_chat_template": True} if chat_template else {}
+    loaded, tokenizer = load_chosen(model, options)
+    data = rs.evaluate_tasks(
+        loaded,
+        tokenizer,
+        [name for text in tasks for name in text.split(",") if name],
+        masks,
+        alpha,
+        protocol=Protocol(num_fewshot, limit, batch_size, seed, include_path, settings),
+        intervention=rotation_kept if derotate else weighted_rope,
+        path=target,
+        overwrite=overwrite,
+        samples=samples,
+        progress=True,
+    )
+    _report(data, target)
+
+
+def _report(data: xr.Dataset, target: Path) -> None:
+    """Print the table, and write it in every format beside the scores; exit with 1 if a task failed."""
+    from ropescope.evaluation.task_table import Format, tasks_table
+    from ropescope.files import check_target, written_whole
+
+    print(tasks_table(data))
+    formats: tuple[tuple[str, Format], ...] = (("md", "markdown"), ("csv", "csv"), ("json", "json"))
+    for extension, format in formats:
+        with written_whole(check_target(target.with_suffix(f".{extension}"))) as partial:
+            partial.write_text(tasks_table(data, format=format))
+    print(f"\nscores: {target}\ntables: the same name with .md, .csv and .json")
+    failed = json.loads(data.attrs["provenance"])["failed"]
+    for reason in failed.values():
+        print(f"ropescope: {reason}", file=sys.stderr)
+    if failed:
+        print("ropescope: the other tasks are kept; the same command tries the failed ones again", file=sys.stderr)
+        sys.exit(1)

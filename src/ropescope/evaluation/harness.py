@@ -1,0 +1,329 @@
+"""The bridge to EleutherAI's lm-evaluation-harness: its tasks, its model wrapper, its scores, unchanged."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import importlib.util
+import inspect
+import io
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stderr
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ropescope.errors import InputError, TaskError, did_you_mean, first_line
+from ropescope.models import quiet
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+INSTALL = "pip install 'ropescope[tasks]'"
+SEEDS = ("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed")
+OURS = ("model", "model_args", "tasks", "task_manager", "log_samples", "batch_size", "device", "evaluation_tracker")
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How the harness asks; every field but the folder goes to its ``simple_evaluate`` as it is.
+
+    Parameters
+    ----------
+    num_fewshot
+        Examples before each question; None is the task's own number, 0 if it names none.
+    limit
+        Documents of each task: a number, or a share below 1; None is all.
+    batch_size
+        Requests in one forward pass, or "auto".
+    seed
+        Seed of everything random; None is the harness's defaults.
+    include_path
+        Folder with task files of one's own, which take precedence.
+    settings
+        Further arguments of ``lm_eval.simple_evaluate``, such as ``{"apply_chat_template": True}``.
+    """
+
+    num_fewshot: int | None = None
+    limit: float | None = None
+    batch_size: int | str = 1
+    seed: int | None = None
+    include_path: str | Path | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def arguments(self) -> dict[str, Any]:
+        """What ``simple_evaluate`` is called with, model and tasks aside."""
+        seeds = {} if self.seed is None else dict.fromkeys(SEEDS, self.seed)
+        return {"num_fewshot": self.num_fewshot, "limit": self.limit, **seeds, **self.settings}
+
+    def facts(self) -> dict[str, Any]:
+        """The protocol in values that JSON can hold; not the folder: a task counts by its definition, not its place."""
+        return {
+            **{"num_fewshot": self.num_fewshot, "limit": self.limit, "batch_size": self.batch_size, "seed": self.seed},
+            "settings": json.loads(json.dumps(dict(self.settings), default=str)),
+            "lm_eval": version("lm_eval"),
+        }
+
+
+@dataclass(frozen=True)
+class Score:
+    """One metric of one task, or of a group of tasks.
+
+    Parameters
+    ----------
+    task, metric, filter
+        The harness's names.
+    value, stderr
+        As the harness gives them; stderr is NaN where it has none.
+    higher_is_better
+        None where the task does not say.
+    members
+        The tasks of a group; empty for a task.
+    shots, version
+        Few-shot examples and version of the task.
+    documents
+        Documents asked, and (original) in the whole task.
+    outcomes
+        Value of every document, as (value, weight); empty where the metric has no number for a document.
+    """
+
+    task: str
+    metric: str
+    filter: str
+    value: float
+    stderr: float
+    higher_is_better: bool | None
+    members: tuple[str, ...]
+    shots: int
+    version: str
+    documents: tuple[int, int]
+    outcomes: tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What a model did in one task asked for: all its scores, and a digest of the prompts it was given."""
+
+    scores: tuple[Score, ...]
+    documents: str
+    samples: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict, compare=False)
+
+
+class Harness:
+    """The harness around one live model; what is open around the model (weighting, derotation) is what it sees.
+
+    Raises
+    ------
+    TaskError
+        If the harness is not installed, or a setting is none of its own.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, protocol: Protocol) -> None:
+        check_installed()
+        _check_settings(protocol.settings)
+        if protocol.include_path is not None and not Path(protocol.include_path).is_dir():
+            raise InputError(f"include_path got {protocol.include_path}, which is no folder; give one with task files")
+        from lm_eval.models.huggingface import HFLM
+
+        self.protocol = protocol
+        self.manager = task_manager(protocol.include_path)
+        with quiet():
+            # it gives a tokenizer without padding a padding token
+            self.wrapped = HFLM(
+                pretrained=model,
+                tokenizer=copy.deepcopy(tokenizer),
+                backend="causal",
+                batch_size=protocol.batch_size,
+            )
+
+    def check(self, tasks: Sequence[str]) -> None:
+        """Raise TaskError if a task is unknown, naming those of near names."""
+        if not tasks:
+            raise InputError("got no tasks; give at least one name, such as hellaswag")
+        for task in tasks:
+            if task not in self.manager.task_index and not Path(task).is_file():
+                near = get_close_matches(task, self.manager.all_tasks, n=4, cutoff=0.5)
+                hint = f"did you mean {' or '.join(near)}?" if near else "'lm_eval ls tasks' lists all"
+                raise TaskError(f"lm-evaluation-harness has no task {task!r}: {hint}")
+
+    def definition(self, task: str) -> str:
+        """SHA-256 of a task as it is defined; the documents that it reads are not looked at."""
+        file = Path(task)
+        found: Any = file.read_text() if file.is_file() else _definitions(self.manager.task_index, task)
+        content = json.dumps([task, found, _code_of(self.protocol.include_path)], default=str, sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()
+
+    def evaluate(self, task: str, progress: bool = False) -> Evaluated:
+        """Run one task, group or tag.
+
+        Raises
+        ------
+        TaskError
+            If its documents cannot be reached, or it fails for another reason.
+        """
+        import lm_eval
+
+        try:
+            with quiet(), _leading(), nullcontext() if progress else redirect_stderr(io.StringIO()):
+                found = lm_eval.simple_evaluate(
+                    model=self.wrapped,
+                    tasks=[task],
+                    task_manager=self.manager,
+                    batch_size=self.protocol.batch_size,
+                    log_samples=True,
+                    **self.protocol.arguments(),
+                )
+        except Exception as error:  # a task may run any code of its own
+            raise TaskError(_failure(task, error)) from error
+        return Evaluated(tuple(_scores(found)), _digest(found["samples"]), found["samples"])
+
+
+def check_installed() -> None:
+    """Raise TaskError unless lm-evaluation-harness can be imported."""
+    if importlib.util.find_spec("lm_eval") is None:
+        raise TaskError(f"tasks need lm-evaluation-harness, which is not installed: {INSTALL}")
+
+
+def task_manager(include_path: str | Path | None) -> Any:
+    """The harness's index of tasks, with those of a folder of one's own before its own."""
+    from lm_eval.tasks import TaskManager
+
+    with quiet():
+        return TaskManager(include_path=None if include_path is None else str(include_path))
+
+
+def json_default(value: Any) -> Any:
+    """What of a sample JSON cannot hold, as the harness itself writes it."""
+    from lm_eval.utils import handle_non_serializable
+
+    return handle_non_serializable(value)
+
+
+def _definitions(index: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The configuration of a task, or of all tasks in a group or tag, by name."""
+    entry = index.get(name)
+    if entry is None:
+        return {}
+    config = entry.cfg or {}
+    listed = config.get("task")
+    members = [*(listed if isinstance(listed, list) else []), *(entry.tags if entry.cfg is None else [])]
+    found = {name: config}
+    for member in members:
+        found |= _definitions(index, member) if isinstance(member, str) else {str(member): member}
+    return found
+
+
+@contextmanager
+def _leading() -> Iterator[None]:
+    """The harness gives its results to the first process of a machine only; here each process asks for itself."""
+    before = os.environ.get("LOCAL_RANK")
+    os.environ["LOCAL_RANK"] = "0"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["LOCAL_RANK"]
+        else:
+            os.environ["LOCAL_RANK"] = before
+
+
+def _code_of(folder: str | Path | None) -> list[str]:
+    """Source of the functions that task files of one's own may call."""
+    return [] if folder is None else [file.read_text() for file in sorted(Path(folder).rglob("*.py"))]
+
+
+def _check_settings(settings: Mapping[str, Any]) -> None:
+    import lm_eval
+
+    known = [name for name in inspect.signature(lm_eval.simple_evaluate).parameters if name not in OURS]
+    for name in settings:
+        if name not in known:
+            raise InputError(
+                f"settings got {name!r}, which lm-evaluation-harness does not take: {did_you_mean(name, known)}"
+            )
+
+
+def _failure(task: str, error: Exception) -> str:
+    reason = f"task {task} failed: {type(error).__name__}: {first_line(error)}"
+    if not isinstance(error, OSError):
+        return reason
+    return (
+        f"{reason}; its data set could not be reached: run once where there is a network, or write a task file that "
+        "reads local files (dataset_path: json, dataset_kwargs: {data_files: ...}) and give its folder as include_path"
+    )
+
+
+def _scores(found: Mapping[str, Any]) -> Iterator[Score]:
+    groups = found.get("groups") or {}
+    members = found["group_subtasks"]
+    for name, metrics in {**found["results"], **groups}.items():
+        leaves = tuple(_leaves(name, members)) if name in groups else ()
+        for key, value in metrics.items():
+            metric, comma, chosen = key.partition(",")
+            if comma and not metric.endswith("_stderr"):
+                yield _score(found, name, metric, chosen, value, leaves)
+
+
+def _score(found: Mapping[str, Any], task: str, metric: str, chosen: str, value: Any, leaves: tuple[str, ...]) -> Score:
+    any_leaf = leaves[0] if leaves else task
+    metrics = {**found["results"], **(found.get("groups") or {})}[task]
+    counts = [found["n-samples"][leaf] for leaf in leaves or (task,)]
+    return Score(
+        task=task,
+        metric=metric,
+        filter=chosen,
+        value=_number(value),
+        stderr=_number(metrics.get(f"{metric}_stderr,{chosen}")),
+        higher_is_better=found["higher_is_better"].get(any_leaf, {}).get(metric),
+        members=leaves,
+        shots=int(found["n-shot"].get(any_leaf) or 0),
+        version=str(found["versions"].get(task, "")),
+        documents=(sum(count["effective"] for count in counts), sum(count["original"] for count in counts)),
+        outcomes=() if leaves else tuple(_outcomes(found["samples"][task], metric, chosen)),
+    )
+
+
+def _leaves(group: str, members: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    for member in members.get(group, ()):
+        if member in members:
+            yield from _leaves(member, members)
+        else:
+            yield member
+
+
+def _outcomes(samples: Sequence[Mapping[str, Any]], metric: str, chosen: str) -> list[tuple[float, float]]:
+    """Value and weight of every document; none where one of them is no number.
+
+    A perplexity's document is a pair of its log likelihood and its words: that is a value per word, weighed by words.
+    """
+    outcomes = []
+    for sample in sorted((s for s in samples if s["filter"] == chosen), key=lambda sample: sample["doc_id"]):
+        value = sample.get(metric)
+        total, weight = value if isinstance(value, tuple | list) and len(value) == 2 else (value, 1.0)
+        total, weight = _number(total), _number(weight)
+        if math.isnan(total) or not weight > 0:
+            return []
+        outcomes.append((total / weight, weight))
+    return outcomes
+
+
+def _number(value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return float("nan")
+
+
+def _digest(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """SHA-256 of what was asked: documents, prompts and targets, in the order of the tasks' names."""
+    digest = hashlib.sha256()
+    for task in sorted(samples):
+        for sample in samples[task]:
+            parts = (task, sample["doc_id"], sample["doc_hash"], sample["prompt_hash"], sample["target_hash"])
+            digest.update(repr(parts).encode())
+    return digest.hexdigest()

@@ -1,0 +1,295 @@
+"""Downstream tasks through lm-evaluation-harness: does the model with pairs turned down still do its work?
+
+The harness asks, scores and gives standard errors; here the model is weighted around it, the same documents are kept
+side by side, and every finished task is kept at once, so a killed run goes on and ends with the same file.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import xarray as xr
+from tqdm import tqdm
+
+from ropescope.errors import InputError, ResultError, TaskError
+from ropescope.evaluation.harness import Evaluated, Harness, Protocol, json_default
+from ropescope.evaluation.plan import cell_name, checked_alphas, mask_digest
+from ropescope.evaluation.task_records import (
+    PLAIN,
+    SCHEMA_VERSION,
+    from_json,
+    labelled,
+    load_tasks,
+    save_tasks,
+    to_json,
+)
+from ropescope.files import check_target, written_whole
+from ropescope.interventions import fitting_card, weighted_rope
+from ropescope.journal import Journal, drop_journal, journal_of
+from ropescope.live import model_provenance, undisturbed
+from ropescope.masks import PairMask
+from ropescope.workers import Workers, workers_of
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from ropescope.evaluation.sweep import Intervention
+
+DEFAULT_PROTOCOL = Protocol()
+
+
+def evaluate_tasks(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: Sequence[str],
+    mask: PairMask | Mapping[str, PairMask],
+    alpha: float | Iterable[float] = 0.1,
+    *,
+    protocol: Protocol = DEFAULT_PROTOCOL,
+    intervention: Intervention = weighted_rope,
+    path: str | Path | None = None,
+    overwrite: bool = False,
+    samples: str | Path | None = None,
+    group: ProcessGroup | None = None,
+    progress: bool = False,
+) -> xr.Dataset:
+    """Run tasks of lm-evaluation-harness on a model as it stands and with pairs turned down, on the same documents.
+
+    Parameters
+    ----------
+    model, tokenizer
+        The model that the masks were selected on.
+    tasks
+        Names of the harness's tasks, groups or tags, or paths of task files.
+    mask
+        The pairs to turn down; several masks by name share the plain run.
+    alpha
+        Strength of the weighting, 0 to 1, or several of them.
+    protocol
+        Few-shot examples, limit, batch size, seed, task folder and further arguments of the harness.
+    intervention
+        Called with model, mask and alpha, gives a context in which the tasks are run, as in :func:`ropescope.sweep`.
+    path
+        NetCDF file for the dataset. Beside it a folder ``<path>.partial`` keeps every finished task until all are
+        done: the same call after a crash, or after a task failed, goes on there.
+    overwrite
+        Whether another file at `path` may be replaced. One that holds this very run is read and returned.
+    samples
+        Folder for the harness's log of every document and answer, one JSON-lines file per task and arm; of what this
+        call runs, not of what was kept.
+    group
+        Processes that share the work, each with the whole model: every one takes part of the tasks and arms, and all
+        return the same. None is this process alone.
+    progress
+        Show progress bars on a terminal.
+
+    Returns
+    -------
+    xarray.Dataset
+        `value` and `stderr` (arm, score) as the harness gives them, for every task, metric and filter; `outcome` (arm,
+        item) for every document. Arms are "plain" and "<selection> at <alpha>". The attribute `provenance` holds
+        model, masks, protocol, versions and, under `failed`, what became of tasks that could not be run.
+
+    Raises
+    ------
+    InputError
+        Before anything runs: no task, no mask, a mask of another model, a strength outside 0 to 1, unknown settings.
+    TaskError
+        If the harness is not installed, a task is unknown, or every task fails. One that fails does not stop others.
+    ResultError
+        If the file or its journal cannot be written, or belong to another run; no finished task is lost.
+
+    References
+    ----------
+    Frequency Entropy paper, section 4.3, table 1. Gao et al., The Language Model Evaluation Harness.
+
+    Examples
+    --------
+    >>> data = evaluate_tasks(model, tokenizer, ["hellaswag"], mask, 0.1)  # doctest: +SKIP
+    >>> print(tasks_table(data))  # doctest: +SKIP
+    """
+    masks = {str(mask.provenance["selection"]): mask} if isinstance(mask, PairMask) else dict(mask)
+    arms = _arms(masks, [alpha] if isinstance(alpha, int | float) else alpha)
+    for each in masks.values():
+        fitting_card(model, each)
+    workers = workers_of(model, group)
+    harness = Harness(model, tokenizer, protocol)
+    harness.check(tasks)
+    facts = _configuration(model, protocol, intervention)
+    provenance = {**facts, "include_path": _text(protocol.include_path), "tasks": list(tasks)}
+    provenance["selections"] = _selections(masks)
+    target = None if path is None else check_target(path)
+    if target is not None and target.exists() and (done := _finished(target, provenance, overwrite)) is not None:
+        drop_journal(target, facts, workers)
+        return done
+
+    def judge(task: str, arm: str) -> Evaluated:
+        selection, strength = arms[arm]
+        weighted = nullcontext() if arm == PLAIN else intervention(model, masks[selection], strength)
+        with undisturbed(model), weighted:
+            evaluated = harness.evaluate(task, progress and workers.leading)
+        if samples is not None and workers.keeping:
+            _write_samples(Path(samples), arm, evaluated)
+        return evaluated
+
+    cells = _cells({task: harness.definition(task) for task in tasks}, arms, masks)
+    with nullcontext() if target is None else journal_of(target, facts, workers) as journal:
+        found, failed = _run(cells, judge, journal, workers, progress)
+        failed |= _unlike(found)
+        found = {place: evaluated for place, evaluated in found.items() if place[0] not in failed}
+        if not found:
+            raise TaskError("; ".join(failed.values()))
+        data = _dataset(arms, found, {**provenance, "failed": failed})
+        if target is not None and journal is not None and workers.leading:
+            save_tasks(data, target)
+            if not failed:
+                journal.remove()
+    return data
+
+
+def _text(path: str | Path | None) -> str | None:
+    return None if path is None else str(path)
+
+
+def _arms(masks: Mapping[str, PairMask], alphas: Iterable[float]) -> dict[str, tuple[str, float]]:
+    """Selection and alpha of every arm, the plain one first."""
+    if not masks:
+        raise InputError("got no masks; give one, or several by name as in {'bands': mask}")
+    for name, mask in masks.items():
+        if not isinstance(mask, PairMask) or not isinstance(name, str) or not name:
+            raise InputError(f"selection {name!r} is a {type(mask).__name__}; give PairMasks by name")
+    strengths = dict.fromkeys(checked_alphas(alphas, "alpha"))
+    return {PLAIN: (PLAIN, 1.0)} | {f"{name} at {alpha:g}": (name, alpha) for name in masks for alpha in strengths}
+
+
+def _configuration(model: PreTrainedModel, protocol: Protocol, intervention: Intervention) -> dict[str, Any]:
+    """All that decides the scores of a task under a mask at a strength."""
+    name = getattr(intervention, "__qualname__", "<none>")
+    if "<" in name:
+        raise InputError(f"got the intervention {intervention!r}; give a function with a name, which the file records")
+    packages = ("ropescope", "torch", "transformers", "lm_eval", "datasets")
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "model": {**model_provenance(model), "device": model.device.type},
+        "protocol": protocol.facts(),
+        "intervention": f"{intervention.__module__}.{name}",
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
+    }
+
+
+def _selections(masks: Mapping[str, PairMask]) -> dict[str, Any]:
+    return {
+        name: {
+            **mask.provenance,
+            "sha256": mask_digest(mask),
+            "pairs": {stream: int(array.sum()) for stream, array in mask.streams().items()},
+        }
+        for name, mask in masks.items()
+    }
+
+
+def _finished(target: Path, provenance: Mapping[str, Any], overwrite: bool) -> xr.Dataset | None:
+    """The dataset of a file if it is of this very run and whole; None if it may be replaced."""
+    same = False
+    try:
+        data = load_tasks(target)
+        kept = json.loads(data.attrs["provenance"])
+        failed = kept.pop("failed")
+        same = kept == json.loads(json.dumps(provenance))
+        if same and not failed:
+            return data
+    except (ResultError, KeyError, ValueError):
+        pass
+    check_target(target, overwrite=overwrite or same)
+    return None
+
+
+def _cells(
+    definitions: Mapping[str, str], arms: Mapping[str, tuple[str, float]], masks: Mapping[str, PairMask]
+) -> dict[tuple[str, str], str]:
+    """The name of what every (task, arm) does, equal where it must be equal."""
+    names = {arm: "baseline" if arm == PLAIN else cell_name(masks[s], alpha) for arm, (s, alpha) in arms.items()}
+    return {(task, arm): f"{digest[:32]}-{name}" for task, digest in definitions.items() for arm, name in names.items()}
+
+
+def _run(
+    cells: Mapping[tuple[str, str], str],
+    judge: Callable[[str, str], Evaluated],
+    journal: Journal | None,
+    workers: Workers,
+    progress: bool,
+) -> tuple[dict[tuple[str, str], Evaluated], dict[str, str]]:
+    """What every arm did in every task, and why the tasks that are missing failed."""
+    places: dict[str, tuple[str, str]] = {}
+    for place, cell in cells.items():
+        places.setdefault(cell, place)
+    finished, left = workers.divided(list(places), lambda cell: _kept(journal, cell) is not None)
+    done = {cell: text for cell in finished if (text := _kept(journal, cell)) is not None}
+    failed: dict[str, str] = {}
+    shown = None if progress and workers.leading else True
+    with tqdm(total=len(finished) + len(left), initial=len(finished), unit="task", disable=shown) as bar:
+        for cell in left:
+            bar.set_description(", ".join(places[cell]), refresh=True)
+            try:
+                done[cell] = to_json(judge(*places[cell]))
+            except TaskError as error:
+                failed.setdefault(places[cell][0], str(error))
+            else:
+                if journal is not None and workers.keeping:
+                    journal.write_text(cell, done[cell])
+            bar.update()
+    for theirs in workers.gathered([done, failed]):
+        done, failed = done | theirs[0], failed | theirs[1]
+    return {place: from_json(done[cell]) for place, cell in cells.items() if place[0] not in failed}, failed
+
+
+def _kept(journal: Journal | None, cell: str) -> str | None:
+    return None if journal is None else journal.read_text(cell)
+
+
+def _unlike(found: Mapping[tuple[str, str], Evaluated]) -> dict[str, str]:
+    """Why tasks that did not ask every arm the same cannot be compared."""
+    return {
+        task: f"task {task} asked {arm!r} for other documents or with other prompts than {PLAIN!r}; give a seed that "
+        "its sampling obeys"
+        for (task, arm), evaluated in found.items()
+        if evaluated.documents != found[task, PLAIN].documents
+    }
+
+
+def _dataset(
+    arms: Mapping[str, tuple[str, float]], found: Mapping[tuple[str, str], Evaluated], provenance: Mapping[str, Any]
+) -> xr.Dataset:
+    tasks = dict.fromkeys(task for task, _ in found)
+    scores = {arm: list(_distinct(found[task, arm] for task in tasks)) for arm in arms}
+    return labelled(arms, scores, provenance)
+
+
+def _distinct(evaluated: Iterable[Evaluated]) -> Iterator[Any]:
+    """Every score once: a task may be asked for by name and as a member of a group."""
+    seen = set()
+    for each in evaluated:
+        for score in each.scores:
+            place = (score.task, score.metric, score.filter)
+            if place not in seen:
+                seen.add(place)
+                yield score
+
+
+def _write_samples(folder: Path, arm: str, evaluated: Evaluated) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ResultError(f"cannot make the folder {folder}: {error.strerror}; choose another for samples") from error
+    for task, rows in evaluated.samples.items():
+        name = f"samples_{task}_{arm}".replace("/", "-").replace(" ", "-")
+        with written_whole(check_target(folder / f"{name}.jsonl")) as partial, partial.open("w") as file:
+            for row in rows:
+                file.write(json.dumps(row, default=json_default, ensure_ascii=False) + "\n")
