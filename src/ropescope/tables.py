@@ -42,6 +42,35 @@ class Table:
         return "\n".join([*([f"**{self.title}**", ""] if self.title else []), *lines])
 
 
+@dataclass(frozen=True)
+class Section:
+    """Findings under one heading: what they say in words, then the numbers.
+
+    Parameters
+    ----------
+    title
+        What was asked.
+    paragraphs
+        The answer in plain sentences.
+    tables
+        The numbers behind it.
+    """
+
+    title: str
+    paragraphs: tuple[str, ...]
+    tables: tuple[Table, ...] = ()
+
+    def text(self) -> str:
+        """For a terminal: the title underlined, paragraphs and tables with a blank line between."""
+        parts = (f"{self.title}\n{'=' * len(self.title)}", *self.paragraphs, *(table.text() for table in self.tables))
+        return "\n\n".join(parts)
+
+    def markdown(self) -> str:
+        """Markdown under a second-level heading."""
+        parts = (f"## {self.title}", *self.paragraphs, *(table.markdown() for table in self.tables))
+        return "\n\n".join(parts)
+
+
 def csv_text(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """Comma-separated values with a header line."""
     out = io.StringIO()

@@ -1,0 +1,114 @@
+"""The command compare: where bands live in one result, and whether they live there in others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from ropescope.cli.drawing import make_folder, save_figure
+from ropescope.cli.options import Format, Stream, app, load_results, parse_heads, streams_of
+from ropescope.errors import InputError
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from ropescope.tables import Section
+
+View = Literal["auto", "pairs", "distributions"]
+
+
+@app.command
+def compare(
+    *results: Annotated[Path, Parameter(help="Files of `ropescope measure`; the others are compared with the first.")],
+    view: View = "auto",
+    heads: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative="")] = (),
+    stream: Stream = "both",
+    top: int = 10,
+    where: Annotated[bool, Parameter(negative="")] = False,
+    format: Annotated[tuple[Format, ...], Parameter(consume_multiple=True, negative="")] = ("png",),
+    output_dir: Path = Path(),
+) -> None:
+    """Ask whether bands and periodic pairs sit in the same places in several results; of one, where they live.
+
+    Results of one architecture (other corpus, length, dtype, fine-tuned or quantised weights) are compared pair by
+    pair: overlap of the paper's selections against chance, rank correlations, the pairs that moved most, the same
+    heads side by side (figure 6 of the paper). Results of different models are compared as distributions over depth
+    and wavelength (figure 5). Of one result it says how much pair index, layer and head explain (section 5). Prints
+    the findings and writes them, with where bands live in each result, as Markdown.
+
+    Example: `ropescope compare qwen3-wikitext.nc qwen3-c4.nc --heads 6:0 1:0 --output-dir robustness`
+
+    Parameters
+    ----------
+    view
+        pairs, distributions, or auto: distributions where the models are different ones that pairs do not match.
+    heads
+        LAYER:HEAD to draw; default those that `figures` draws of the first result.
+    stream
+        Heads to draw: query, key or both. The findings are always of both.
+    top
+        How many of the pairs that moved most to list.
+    where
+        Print also where bands live in each of several results.
+    format
+        png, svg, pdf; several make several files.
+    output_dir
+        Folder for the files, made if it does not exist.
+    """
+    from ropescope.comparison.compatible import pair_by_pair
+
+    if not results:
+        raise InputError("compare got no result file; name at least one: ropescope compare RESULT.nc OTHER.nc")
+    loaded = load_results(results)
+    chosen = [(layer, head) for layer, head in parse_heads(heads) if layer is not None and head is not None]
+    if len(chosen) < len(heads):
+        raise InputError("compare got '*' or 'none' in --heads; name each head as LAYER:HEAD")
+    by_pair = len(loaded) > 1 and (pair_by_pair(loaded) if view == "auto" else view == "pairs")
+    compared, lived = _sections(loaded, by_pair, top)
+    print("\n\n".join(section.text() for section in (*compared, *(lived if where or not compared else ()))))
+    make_folder(output_dir)
+    stem = results[0].stem
+    print(f"\nfindings: {_write(output_dir / f'{stem}-compare.md', (*compared, *lived))}")
+    for name, figure in _figures(loaded, by_pair, chosen, streams_of(stream)):
+        for extension in format:
+            print(f"figure: {save_figure(figure, output_dir / f'{stem}-compare-{name}.{extension}')}")
+
+
+def _sections(
+    results: Mapping[str, xr.DataTree], by_pair: bool, top: int
+) -> tuple[tuple[Section, ...], tuple[Section, ...]]:
+    from ropescope.comparison.findings import same_places, spread_compared
+    from ropescope.localisation.findings import where_bands_live
+
+    compared: tuple[Section, ...] = ()
+    if len(results) > 1:
+        compared = same_places(results, top=top) if by_pair else (spread_compared(results),)
+    return compared, tuple(where_bands_live(result, name) for name, result in results.items())
+
+
+def _write(path: Path, sections: tuple[Section, ...]) -> Path:
+    from ropescope.files import check_target, written_whole
+
+    with written_whole(check_target(path)) as partial:
+        partial.write_text("\n\n".join(section.markdown() for section in sections) + "\n", encoding="utf-8")
+    return path
+
+
+def _figures(
+    results: Mapping[str, xr.DataTree], by_pair: bool, heads: list[tuple[int, int]], streams: tuple[str, ...]
+) -> Iterator[tuple[str, Any]]:
+    from ropescope.figures import default_heads
+    from ropescope.sidebyside import bands_over_wavelength, side_by_side, spread_curves
+
+    first = next(iter(results.values()))
+    if by_pair:
+        for stream in streams:
+            shown = heads or default_heads(first, stream)
+            yield f"{stream}-heads", side_by_side(results, shown, stream)
+    elif len(results) > 1:
+        yield "spread", spread_curves(results)
+    for number, (name, result) in enumerate(results.items(), start=1):
+        yield f"where-{number}" if len(results) > 1 else "where", bands_over_wavelength(result, name)

@@ -1,0 +1,1 @@
+"""Where bands live: in which layers, at which pair indices and wavelengths, with rotation and without."""

@@ -1,0 +1,105 @@
+"""The command compare, from files to words, Markdown and figures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import xarray as xr
+
+from ropescope import cli
+from ropescope.results import save
+from synthetic import synthetic_result
+
+
+def renamed(result: xr.DataTree, model: str) -> xr.DataTree:
+    given = json.loads(result.attrs["provenance"])
+    given["model"] |= {"id": model, "fingerprint": model}
+    result.attrs["provenance"] = json.dumps(given)
+    return result
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("results")
+    save(synthetic_result(), path / "wikitext.nc")
+    save(synthetic_result(seed=1, length=8192, corpus="c4"), path / "c4.nc")
+    save(synthetic_result(layers=6, heads=4), path / "wider.nc")
+    save(renamed(synthetic_result(layers=6, heads=4), "another"), path / "another.nc")
+    (path / "again").mkdir()
+    save(synthetic_result(seed=2), path / "again" / "wikitext.nc")
+    return path
+
+
+def compare(folder: Path, names: list[str], output: Path, *options: str) -> None:
+    cli.main(["compare", *(str(folder / name) for name in names), "--output-dir", str(output), *options])
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["compare", *arguments])
+    assert caught.value.code == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.count("\n") == 1
+    return captured.err
+
+
+def test_one_result_says_where_its_bands_live(folder, tmp_path, capsys):
+    compare(folder, ["wikitext.nc"], tmp_path / "new")
+    printed = capsys.readouterr().out
+    assert printed.startswith("Where do bands live in wikitext?")
+    assert {path.name for path in (tmp_path / "new").iterdir()} == {
+        "wikitext-compare.md",
+        "wikitext-compare-where.png",
+    }
+    assert str(tmp_path / "new" / "wikitext-compare-where.png") in printed
+
+
+def test_results_of_one_model_are_compared_pair_by_pair(folder, tmp_path, capsys):
+    compare(folder, ["wikitext.nc", "c4.nc"], tmp_path, "--heads", "0:0", "--stream", "key", "--top", "3")
+    printed = capsys.readouterr().out
+    assert printed.startswith("Does c4 have its bands where wikitext has them?")
+    assert "SequenceFE is compared through the white-noise reference" in printed and "Where do bands" not in printed
+    written = (tmp_path / "wikitext-compare.md").read_text(encoding="utf-8")
+    assert all(f"## {title}" in written for title in ("Does c4", "Where do bands live in wikitext?"))
+    figures = {"wikitext-compare-key-heads.png", "wikitext-compare-where-1.png", "wikitext-compare-where-2.png"}
+    assert {path.name for path in tmp_path.glob("*.png")} == figures
+
+
+def test_where_bands_live_is_printed_too_if_asked(folder, tmp_path, capsys):
+    compare(folder, ["wikitext.nc", "c4.nc"], tmp_path, "--where", "--stream", "query", "--format", "svg")
+    assert "Where do bands live in c4?" in capsys.readouterr().out
+    assert (tmp_path / "wikitext-compare-query-heads.svg").exists()
+
+
+def test_different_models_are_compared_as_distributions(folder, tmp_path, capsys):
+    compare(folder, ["wikitext.nc", "another.nc"], tmp_path)
+    printed = capsys.readouterr().out
+    assert printed.startswith("How bands and periodic pairs spread in wikitext, another")
+    assert "another does not match wikitext pair by pair: layers: 0 to 3 against 0 to 5" in printed
+    assert (tmp_path / "wikitext-compare-spread.png").exists()
+
+
+def test_distributions_can_be_asked_for_and_results_of_one_name_go_by_their_path(folder, tmp_path, capsys):
+    compare(folder, ["wikitext.nc", "again/wikitext.nc"], tmp_path, "--view", "distributions")
+    names = f"{folder / 'wikitext.nc'}, {folder / 'again' / 'wikitext.nc'}"
+    assert capsys.readouterr().out.startswith(f"How bands and periodic pairs spread in {names}")
+
+
+def test_what_cannot_be_compared_is_refused_with_what_differs(folder, tmp_path, capsys):
+    first, wider, another = (str(folder / f"{name}.nc") for name in ("wikitext", "wider", "another"))
+    for arguments in ([first, wider], [first, another, "--view", "pairs"], [first, another, wider]):
+        assert "pair by pair: layers: 0 to 3 against 0 to 5" in refusal(capsys, *arguments)
+    assert "name at least one" in refusal(capsys)
+    assert "the same file twice" in refusal(capsys, first, first)
+    assert "name each head as LAYER:HEAD" in refusal(capsys, first, "--heads", "*:0")
+    assert "name each head as LAYER:HEAD" in refusal(capsys, first, "--heads", "none")
+    assert "does not exist" in refusal(capsys, str(tmp_path / "none.nc"))
+    assert "--view" in refusal(capsys, first, "--view", "rows")
+    assert "got top=-1" in refusal(capsys, first, str(folder / "c4.nc"), "--top", "-1")
+
+
+def test_help_teaches_with_an_example(capsys):
+    cli.main(["compare", "--help"])
+    assert "Example: ropescope compare qwen3-wikitext.nc qwen3-c4.nc" in capsys.readouterr().out
