@@ -166,6 +166,27 @@ def default_heads(result: xr.DataTree, stream: str = "query") -> list[tuple[int,
     return chosen
 
 
+def constant_entropy(result: xr.DataTree) -> float | None:
+    """SpectrumFE of a constant signal under the result's frames, the floor of its curves; None if they are unknown."""
+    import torch
+
+    from ropescope.entropy import spectrum_fe
+
+    given = provenance(result).get("parameters", {})
+    if not {"frame_length", "hop_length", "window"} <= given.keys():
+        return None
+    frame_length = int(given["frame_length"])
+    return float(spectrum_fe(torch.ones(frame_length), frame_length, int(given["hop_length"]), given["window"]))
+
+
+def noise_entropy(result: xr.DataTree) -> float | None:
+    """Expected SequenceFE of white noise as long as the result's windows; None if the length is unknown."""
+    from ropescope.entropy import white_noise_entropy
+
+    length = provenance(result).get("parameters", {}).get("length")
+    return None if length is None else white_noise_entropy(int(length) // 2 - 1)
+
+
 def _draw_head(
     figure: Figure, result: xr.DataTree, data: xr.Dataset, stream: str, place: tuple[int, int], column: Sequence[Axes]
 ) -> None:
@@ -330,28 +351,9 @@ def _label_lines(axes: Axes, lines: Sequence[tuple[str, float, str]]) -> None:
 
 def _lines(result: xr.DataTree, name: str) -> list[tuple[str, float, str]]:
     lines = [(f"{selection} {height}", height, SELECTED) for selection, height in THRESHOLDS[name]]
-    reference = _constant_entropy(result) if name == SPECTRUM else _noise_entropy(result)
+    reference = constant_entropy(result) if name == SPECTRUM else noise_entropy(result)
     label = "constant" if name == SPECTRUM else "white noise"
     return lines if reference is None else [*lines, (f"{label} {reference:.3f}", reference, REFERENCE)]
-
-
-def _constant_entropy(result: xr.DataTree) -> float | None:
-    import torch
-
-    from ropescope.entropy import spectrum_fe
-
-    given = provenance(result).get("parameters", {})
-    if not {"frame_length", "hop_length", "window"} <= given.keys():
-        return None
-    frame_length = int(given["frame_length"])
-    return float(spectrum_fe(torch.ones(frame_length), frame_length, int(given["hop_length"]), given["window"]))
-
-
-def _noise_entropy(result: xr.DataTree) -> float | None:
-    from ropescope.entropy import white_noise_entropy
-
-    length = provenance(result).get("parameters", {}).get("length")
-    return None if length is None else white_noise_entropy(int(length) // 2 - 1)
 
 
 def _limits(values: xr.DataArray, name: str) -> tuple[float, float]:

@@ -110,11 +110,19 @@ def sweep_table(data: xr.Dataset, *, format: Format = "text", resamples: int = 1
     changes = change(data, resamples=resamples)
     if format == "csv":
         return _csv(data, changes)
+    table = _table(data, changes)
+    return table.markdown() if format == "markdown" else table.text()
+
+
+def effect_table(data: xr.Dataset, *, resamples: int = 10_000) -> Table:
+    """The rows of :func:`sweep_table` as a table."""
+    return _table(data, change(data, resamples=resamples))
+
+
+def _table(data: xr.Dataset, changes: xr.Dataset) -> Table:
     names = [f"against {control}" for control in changes[CONTROL].values]
     header = ["selection", "pairs", "alpha", "perplexity", "change", *names]
-    rows = [_written(data, row) for row in _rows(data, changes)]
-    table = Table(header, rows)
-    return table.markdown() if format == "markdown" else table.text()
+    return Table(header, [_written(data, row) for row in _rows(data, changes)])
 
 
 def _with_random(nats: xr.DataArray) -> xr.DataArray:
