@@ -17,7 +17,7 @@ from synthetic import synthetic_result
 from tiny import byte_level_tokenizer, tiny_llama
 
 SHORT = ["--length", "128", "--frame-length", "64", "--hop-length", "32", "--count", "2"]
-COMMANDS = ("inspect", "measure", "figures", "select", "sweep", "bake", "demo")
+COMMANDS = ("inspect", "measure", "figures", "select", "sweep", "tasks", "compare", "report", "bake", "demo")
 
 
 @pytest.fixture

@@ -10,14 +10,17 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ropescope.baking import bake as bake
+    from ropescope.comparison.agreement import compare as compare
     from ropescope.entropy import sequence_fe as sequence_fe
     from ropescope.entropy import spectrum_fe as spectrum_fe
     from ropescope.entropy import white_noise_entropy as white_noise_entropy
     from ropescope.evaluation.perplexity import perplexity as perplexity
     from ropescope.evaluation.plan import Controls as Controls
     from ropescope.evaluation.sweep import sweep as sweep
+    from ropescope.evaluation.tasks import evaluate_tasks as evaluate_tasks
     from ropescope.interventions import derotated as derotated
     from ropescope.interventions import weighted_rope as weighted_rope
+    from ropescope.localisation.places import localise as localise
     from ropescope.masks import PairMask as PairMask
     from ropescope.measurement import measure as measure
     from ropescope.models import load_model as load_model
@@ -46,7 +49,10 @@ _HOME = {
     "bake": "baking",
     "perplexity": "evaluation.perplexity",
     "sweep": "evaluation.sweep",
+    "evaluate_tasks": "evaluation.tasks",
     "Controls": "evaluation.plan",
+    "compare": "comparison.agreement",
+    "localise": "localisation.places",
     "sequence_fe": "entropy",
     "white_noise_entropy": "entropy",
 }

@@ -4,25 +4,55 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 from cyclopts import CycloptsError
 
-from ropescope.cli import demo, judging, measuring  # noqa: F401  they register their commands
+from ropescope.cli import (  # noqa: F401  they register their commands
+    comparing,
+    demo,
+    judging,
+    measuring,
+    reporting,
+    tasks,
+)
 from ropescope.cli.options import app
 from ropescope.errors import RopescopeError
+
+# As torchrun and accelerate say it; what several processes share is loaded for them only.
+_SEVERAL = int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command; bad input exits with 2 after one line, an interrupt with 130."""
     try:
-        app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+        with _processes():
+            app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except (RopescopeError, CycloptsError) as error:
-        line = " ".join(str(error).split())
-        print(f"ropescope: {line}", file=sys.stderr)
+        _say(" ".join(str(error).split()))
         sys.exit(2)
     except KeyboardInterrupt:
-        print("ropescope: interrupted; nothing was left half-written", file=sys.stderr)
+        _say("interrupted; nothing was left half-written")
         sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+
+
+def _processes() -> AbstractContextManager[Any]:
+    if not _SEVERAL:
+        return nullcontext()
+    from ropescope.workers import launched
+
+    return launched()
+
+
+def _say(line: str) -> None:
+    """One line for the whole run, from whichever of its processes comes first."""
+    if _SEVERAL:
+        from ropescope.workers import first_to_speak
+
+        if not first_to_speak():
+            return
+    print(f"ropescope: {line}", file=sys.stderr)
