@@ -36,7 +36,7 @@ from architectures import (
     state_of,
     tokens,
 )
-from ropescope import measurement
+from ropescope import measurement, reduction
 from ropescope.attention import AttentionCall, intercepted
 from ropescope.errors import InputError, ModelError, NonFiniteError, RopescopeError
 from ropescope.measurement import measure
@@ -171,7 +171,7 @@ def test_sequences_keep_their_order_and_do_not_mix() -> None:
 def test_few_heads_at_a_time_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     model, windows = LLAMA.shared(), tokens(3, LENGTH)
     whole = measure(model, windows, batch_size=3, **FRAMES)
-    monkeypatch.setattr(measurement, "_CHUNK", 1)
+    monkeypatch.setattr(reduction, "_CHUNK", 1)
     pieces = measure(model, windows, batch_size=3, **FRAMES)
     for stream in STREAMS:
         xr.testing.assert_allclose(whole[stream].to_dataset(), pieces[stream].to_dataset(), rtol=1e-5)
@@ -474,7 +474,7 @@ INPUT_ERRORS = {
         f"windows hold token ids from -1 to -1, but the model's vocabulary is 0 to {VOCABULARY - 1}; make the windows "
         "with the model's own tokenizer",
     ),
-    "batch of 0": (tokens(1, LENGTH), {"batch_size": 0}, "batch_size got 0; it is at least 1"),
+    "batch of 0": (tokens(1, LENGTH), {"batch_size": 0}, "batch_size got 0; it is at least 1, or 'auto'"),
     "no such layer": (
         tokens(1, LENGTH),
         {"norm_heads": [(4, 0)]},

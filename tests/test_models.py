@@ -400,9 +400,9 @@ def test_fingerprint_knows_the_weights_and_not_their_dtype():
 
 
 def test_fingerprint_knows_names_and_shapes():
-    from ropescope.live import _fingerprint
+    from ropescope.fingerprint import fingerprint
 
-    prints = {_fingerprint(torch.nn.ParameterDict({name: torch.zeros(shape)})) for name in "ab" for shape in (4, 5)}
+    prints = {fingerprint(torch.nn.ParameterDict({name: torch.zeros(shape)})) for name in "ab" for shape in (4, 5)}
     assert len(prints) == 4
 
 

@@ -17,12 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 from ropescope.axes import KEY, QUERY
 from ropescope.errors import ModelError, NonFiniteError
+from ropescope.workers import Workers, holders
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PretrainedConfig, PreTrainedModel
 
 _serial = itertools.count()
+_ALONE = Workers()
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,21 +42,43 @@ class AttentionCall:
         positions so far.
     arguments
         Whatever else the model passes to its attention (position ids, sliding window, soft cap, ...).
+    workers
+        The processes that hold the layer's heads between them, in order of rank, an equal part each (tensor
+        parallelism); by default this one holds them all.
     """
 
     layer: int
     query: Tensor
     key: Tensor
     arguments: dict[str, Any]
+    workers: Workers = _ALONE
+
+    @property
+    def heads(self) -> slice:
+        """Which of the layer's query heads the call holds."""
+        return self._held(self.query)
+
+    @property
+    def kv_heads(self) -> slice:
+        """Which of the layer's key heads the call holds."""
+        return self._held(self.key)
+
+    def all_heads(self, values: Tensor, dim: int) -> Tensor:
+        """Values of all heads of the layer, from those of the heads that each process holds along `dim`."""
+        return self.workers.concatenated(values, dim)
+
+    def _held(self, heads: Tensor) -> slice:
+        start = self.workers.rank * heads.shape[1]
+        return slice(start, start + heads.shape[1])
 
     def check_finite(self) -> None:
         """Raise NonFiniteError, naming layer, head and position, if a query or key is NaN or infinite."""
-        for stream, heads in ((QUERY, self.query), (KEY, self.key)):
+        for stream, heads, held in ((QUERY, self.query, self.heads), (KEY, self.key, self.kv_heads)):
             bad = (~heads.isfinite()).any(-1).nonzero()
             if len(bad):
                 sequence, head, position = bad[0].tolist()
                 raise NonFiniteError(
-                    f"{stream} of layer {self.layer}, head {head} is not finite at position {position} "
+                    f"{stream} of layer {self.layer}, head {held.start + head} is not finite at position {position} "
                     f"(sequence {sequence} of its batch); check the weights, or use dtype float32 or bfloat16"
                 )
 
@@ -76,7 +100,8 @@ def intercepted(model: PreTrainedModel, handler: Handler) -> Iterator[None]:
     Raises
     ------
     ModelError
-        If the model does not call attention through the interface (Falcon, GPT-J, Bloom, MPT).
+        If the model does not call attention through the interface (Falcon, GPT-J, Bloom, MPT), or its heads are spread
+        over processes unevenly.
 
     Examples
     --------
@@ -90,12 +115,13 @@ def intercepted(model: PreTrainedModel, handler: Handler) -> Iterator[None]:
     _check_goes_through_seam(decoder)
     # Another model can hold the very same config object.
     ours = {id(module) for module in decoder.modules()}
+    workers = holders(model)
     previous = {id(config): (config, config._attn_implementation) for config in _attention_configs(decoder)}
     names: dict[str | None, str] = {}
     try:
         for config, implementation in previous.values():
             if implementation not in names:
-                names[implementation] = _register(implementation, ours, handler)
+                names[implementation] = _register(implementation, ours, handler, workers)
             config._attn_implementation_internal = names[implementation]
         yield
     finally:
@@ -119,7 +145,7 @@ def _attention_configs(decoder: nn.Module) -> list[PretrainedConfig]:
     return list({id(config): config for config in configs if hasattr(config, "_attn_implementation")}.values())
 
 
-def _register(implementation: str | None, ours: set[int], handler: Handler) -> str:
+def _register(implementation: str | None, ours: set[int], handler: Handler, workers: Workers) -> str:
     """Enter a name for our function and for the mask function of `implementation`."""
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -132,7 +158,8 @@ def _register(implementation: str | None, ours: set[int], handler: Handler) -> s
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **arguments: Any
     ) -> Any:
         if id(module) in ours:
-            call = AttentionCall(_layer_index(module), query, key, {"attention_mask": attention_mask, **arguments})
+            every = {"attention_mask": attention_mask, **arguments}
+            call = AttentionCall(_layer_index(module), query, key, every, _sharing(module, query, workers))
             query, key = handler(call) or (query, key)
         with _carrying(module.config, implementation):
             original = _implementation_of(module, implementation)
@@ -157,6 +184,22 @@ def _layer_index(module: nn.Module) -> int:
     if layer is None:
         raise ModelError(f"{type(module).__name__} has no layer_idx, so its queries and keys cannot be placed")
     return int(layer)
+
+
+def _sharing(module: nn.Module, query: Tensor, workers: Workers) -> Workers:
+    """The processes that hold a layer's heads between them: all, or none where each has been given all heads."""
+    if workers.size == 1:
+        return _ALONE
+    config: Any = module.config
+    heads, held = config.num_attention_heads, query.shape[1]
+    if held == heads:
+        return _ALONE
+    if held * workers.size != heads:
+        raise ModelError(
+            f"layer {_layer_index(module)} has {heads} query heads, of which process {workers.rank} of {workers.size} "
+            f"holds {held}; use a number of processes that divides the query and the key heads"
+        )
+    return workers
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from ropescope.attention import AttentionCall, intercepted
 from ropescope.axes import KEY, QUERY
 from ropescope.errors import ModelError
 from ropescope.interventions import Alpha, fitting_card, over_dimensions, pair_weights
-from ropescope.live import undisturbed, vocabulary_size
+from ropescope.live import input_device, undisturbed, vocabulary_size
 from ropescope.rotary import pair_norms
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def _check_bakeable(model: PreTrainedModel, card: RotaryCard, layers: set[int]) 
     tokens = torch.arange(_TOKENS)[None] * 7 % vocabulary_size(model)
     try:
         with undisturbed(model), intercepted(model, compare):
-            decoder(input_ids=tokens.to(model.device), use_cache=False)
+            decoder(input_ids=tokens.to(input_device(model)), use_cache=False)
     finally:
         for hook in hooks:
             hook.remove()
@@ -128,16 +128,27 @@ def _check_projections(module: nn.Module | None, rotation: LayerRotation) -> Non
                 f"layer {rotation.layer} has no {name} of its own (its projection is shared), so a weighting cannot be "
                 "folded into it; use weighted_rope at run time"
             )
-        if type(projection) is not nn.Linear or not projection.weight.is_floating_point():
+        if kind := _not_plain(projection):
             raise ModelError(
-                f"{name} of layer {rotation.layer} is a {type(projection).__name__}, whose weights cannot be scaled in "
-                "place; load the model unquantised, or use weighted_rope at run time"
+                f"{name} of layer {rotation.layer} is a {kind}, whose weights cannot be scaled in place; load the "
+                "model unquantised and whole in memory, or use weighted_rope at run time"
             )
         if projection.out_features != heads * rotation.head_dim:
             raise ModelError(
                 f"{name} of layer {rotation.layer} gives {projection.out_features} values for {heads} heads of "
                 f"{rotation.head_dim}; only plain projections can be baked; use weighted_rope at run time"
             )
+
+
+def _not_plain(projection: nn.Module) -> str:
+    """What a projection is if it is not a linear layer with all its weights in memory as they are; else nothing."""
+    if type(projection) is not nn.Linear:
+        return type(projection).__name__
+    weights = projection.weight.data
+    if weights.is_meta:
+        return "Linear with offloaded weights"
+    plain = type(weights) is torch.Tensor and weights.is_floating_point()
+    return "" if plain else f"Linear with weights of type {type(weights).__name__}, {weights.dtype}"
 
 
 def _check_rotation_only(projected: Tensor, heads: Tensor, rotation: LayerRotation, stream: str) -> None:

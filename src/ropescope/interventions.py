@@ -73,7 +73,7 @@ def weighted_rope(
 
     def scale(call: AttentionCall) -> tuple[Tensor, Tensor] | None:
         weight = weights.get(call.layer)
-        return None if weight is None else (call.query * _on(weight, call.query), call.key)
+        return None if weight is None else (call.query * _on(weight[call.heads], call.query), call.key)
 
     with intercepted(model, scale):
         yield
@@ -120,7 +120,7 @@ def derotated(model: PreTrainedModel, mask: PairMask, *, strength: float = 1.0) 
         device, pairing = call.key.device, pairings[call.layer]
         positions = torch.arange(call.key.shape[2], dtype=torch.float64, device=device)
         angle = -strength * positions[:, None] * frequencies[call.layer]().to(device)
-        pairs = chosen[call.layer].to(device)
+        pairs = chosen[call.layer][call.kv_heads].to(device)
         cos, sin = torch.where(pairs, angle.cos().float(), 1.0), torch.where(pairs, angle.sin().float(), 0.0)
         newest = slice(call.key.shape[2] - call.query.shape[2], None)
         grouped = call.query.unflatten(1, (call.key.shape[1], -1))

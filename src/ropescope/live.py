@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -11,14 +9,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ropescope.batching import check_batch_size
 from ropescope.errors import InputError
+from ropescope.fingerprint import fingerprint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from ropescope.axes import TokenIds
-
-_SAMPLES = 16
+    from ropescope.batching import BatchSize
 
 
 def model_provenance(model: PreTrainedModel) -> dict[str, object]:
@@ -34,7 +33,8 @@ def model_provenance(model: PreTrainedModel) -> dict[str, object]:
     ``id``, ``revision`` (commit, or None), ``architecture``, ``dtype``, ``attention`` and ``fingerprint``: a SHA-256
     over name and shape of every parameter and up to 16 of its values, rounded to bfloat16. Equal fingerprints mean
     the same weights wherever they were loaded from, in whichever dtype if they were born in bfloat16; a change of
-    single rows can escape the sample. Parameters offloaded by accelerate count by name and shape only.
+    single rows can escape the sample. It does not depend on where the weights are: one device, several, the CPU or
+    the disk (accelerate), several processes (tensor parallelism, each of which must ask).
 
     Examples
     --------
@@ -48,8 +48,15 @@ def model_provenance(model: PreTrainedModel) -> dict[str, object]:
         "architecture": type(model).__name__,
         "dtype": str(model.dtype).removeprefix("torch."),
         "attention": config._attn_implementation,
-        "fingerprint": _fingerprint(model),
+        "fingerprint": fingerprint(model),
     }
+
+
+def input_device(model: PreTrainedModel) -> torch.device:
+    """Where token ids go: the device that the input embedding runs on, wherever its weights are kept meanwhile."""
+    embedding: Any = model.get_input_embeddings()
+    runs_on = getattr(getattr(embedding, "_hf_hook", None), "execution_device", None)
+    return torch.device(runs_on) if runs_on is not None else embedding.weight.device
 
 
 def vocabulary_size(model: PreTrainedModel) -> int:
@@ -58,15 +65,14 @@ def vocabulary_size(model: PreTrainedModel) -> int:
     return int(embedding.weight.shape[0])
 
 
-def check_windows(model: PreTrainedModel, windows: TokenIds, batch_size: int = 1) -> None:
+def check_windows(model: PreTrainedModel, windows: TokenIds, batch_size: BatchSize = 1) -> None:
     """Raise InputError unless `windows` are token ids of this model, (sequence, position), to be run in batches."""
     if windows.ndim != 2 or windows.is_floating_point() or windows.dtype == torch.bool or windows.numel() == 0:
         raise InputError(
             f"windows got shape {tuple(windows.shape)}, {windows.dtype}; it takes token ids of shape "
             "(sequence, position) with at least one of each"
         )
-    if batch_size < 1:
-        raise InputError(f"batch_size got {batch_size}; it is at least 1")
+    check_batch_size(batch_size)
     vocabulary = vocabulary_size(model)
     low, high = int(windows.min()), int(windows.max())
     if low < 0 or high >= vocabulary:
@@ -106,29 +112,3 @@ def rotary_frequencies(model: nn.Module) -> Iterator[tuple[nn.Module, str, Tenso
         for name, buffer in module.named_buffers(recurse=False):
             if name.endswith("inv_freq") and buffer.ndim == 1:
                 yield module, name, buffer
-
-
-def _fingerprint(model: nn.Module) -> str:
-    named = sorted((name.replace("_orig_mod.", ""), parameter) for name, parameter in model.named_parameters())
-    values = _sampled_values(dict(named))
-    digest = hashlib.sha256()
-    for name, parameter in named:
-        digest.update(f"{name}{tuple(parameter.shape)}".encode())
-        digest.update(values.get(name, b""))
-    return digest.hexdigest()
-
-
-def _sampled_values(named: dict[str, nn.Parameter]) -> dict[str, bytes]:
-    """Evenly spaced values of each parameter as bfloat16 bytes, fetched with one transfer a device."""
-    samples: dict[torch.device, dict[str, Tensor]] = defaultdict(dict)
-    for name, parameter in named.items():
-        if not parameter.is_meta and parameter.numel():
-            step = max(1, (parameter.numel() - 1) // (_SAMPLES - 1))
-            flat = parameter.detach().reshape(-1)[::step][:_SAMPLES]
-            samples[parameter.device][name] = flat.to(torch.bfloat16)
-    values: dict[str, bytes] = {}
-    for parts in samples.values():
-        fetched = torch.cat(list(parts.values())).cpu().view(torch.int16)
-        pieces = torch.split(fetched, [len(part) for part in parts.values()])
-        values |= {name: piece.numpy().tobytes() for name, piece in zip(parts, pieces, strict=True)}
-    return values

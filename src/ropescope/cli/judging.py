@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -17,7 +17,9 @@ from ropescope.cli.options import (
     ModelOptions,
     ResultPath,
     app,
+    leading,
     load_chosen,
+    sharing,
     stem_of,
     windows_of,
 )
@@ -36,14 +38,15 @@ def sweep(
     derotate: Annotated[bool, Parameter(negative="")] = False,
     options: ModelOptions = ModelOptions(),
     text: JudgeOptions = JudgeOptions(),
-    batch_size: int = 1,
+    batch_size: int | Literal["auto"] = 1,
     output: Annotated[Path | None, Parameter(name=["--output", "-o"], group=OUTPUT_GROUP)] = None,
     overwrite: Annotated[bool, Parameter(negative="", group=OUTPUT_GROUP)] = False,
 ) -> None:
     """Turn selected pairs down and see what perplexity says, against equal numbers of other pairs.
 
     Every finished cell is kept: the same command after a crash goes on where it was. Writes the sweep (.nc), the
-    curves of the paper's figure 3 (.png) and the table (.md, .csv), and prints the table.
+    curves of the paper's figure 3 (.png) and the table (.md, .csv), and prints the table. Under `torchrun
+    --nproc-per-node N -m ropescope` or `accelerate launch -m ropescope` the processes share the cells.
 
     Example: `ropescope sweep Qwen/Qwen3-8B qwen3.nc --select bands periodic --control-alphas 0 0.5`
 
@@ -62,7 +65,7 @@ def sweep(
     derotate
         Take rotation away instead of weighting: alpha is then the share of the rotation that is kept.
     batch_size
-        Windows in one forward pass.
+        Windows in one forward pass; auto takes as many as the memory of the GPU holds.
     output
         Sweep file; default `MODEL-CORPUS-LENGTH-sweep.nc` in this folder.
     overwrite
@@ -88,9 +91,11 @@ def sweep(
         path=target,
         overwrite=overwrite,
         batch_size=batch_size,
+        group=sharing(options),
         progress=True,
     )
-    report_sweep(data, target, model)
+    if leading():
+        report_sweep(data, target, model)
 
 
 @app.command

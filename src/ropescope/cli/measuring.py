@@ -19,8 +19,10 @@ from ropescope.cli.options import (
     Stream,
     TextOptions,
     app,
+    leading,
     load_chosen,
     parse_heads,
+    sharing,
     stem_of,
     streams_of,
     windows_of,
@@ -58,7 +60,9 @@ def measure(
 ) -> None:
     """Measure SpectrumFE and SequenceFE of every layer, head and pair.
 
-    Runs the model over windows of text, for queries and keys, writes one NetCDF file and prints a summary.
+    Runs the model over windows of text, for queries and keys, writes one NetCDF file and prints a summary. Every
+    finished batch is kept: the same command after a crash goes on where it was. Under `torchrun --nproc-per-node N -m
+    ropescope` or `accelerate launch -m ropescope` the processes share the windows.
 
     Example: `ropescope measure Qwen/Qwen3-8B --count 8 --output qwen3.nc`
 
@@ -71,11 +75,13 @@ def measure(
     """
     import ropescope as rs
     from ropescope.files import check_target
+    from ropescope.journal import journal_folder
     from ropescope.summary import summary_text
 
     norm_heads = parse_heads(how.norm_heads)
     target = output or Path(f"{stem_of(model)}-{stem_of(text.corpus)}-{text.length}.nc")
-    check_target(target, overwrite=overwrite)
+    # A run that died between writing its file and dropping its journal has both; the library tells whether they match.
+    check_target(target, overwrite=overwrite or journal_folder(target).exists())
     loaded, tokenizer = load_chosen(model, options)
     windows = windows_of(tokenizer, text)
     result = rs.measure(
@@ -86,11 +92,14 @@ def measure(
         window=how.window,
         batch_size=how.batch_size,
         norm_heads=norm_heads,
+        path=target,
+        overwrite=overwrite,
+        group=sharing(options),
         progress=True,
     )
-    rs.save(result, target, overwrite=overwrite)
-    print(summary_text(result))
-    print(f"\nresult: {target}\nfigures: ropescope figures {target}")
+    if leading():
+        print(summary_text(result))
+        print(f"\nresult: {target}\nfigures: ropescope figures {target}")
 
 
 @app.command

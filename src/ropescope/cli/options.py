@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -14,7 +14,9 @@ from ropescope.axes import STREAMS
 from ropescope.errors import InputError
 
 if TYPE_CHECKING:
+    import xarray as xr
     from torch import Tensor
+    from torch.distributed import ProcessGroup
 
 Format = Literal["png", "svg", "pdf"]
 Stream = Literal["query", "key", "both"]
@@ -52,6 +54,10 @@ class ModelOptions:
     "Branch, tag or commit on the hub."
     attn_implementation: str | None = None
     "eager, sdpa, flash_attention_2, ...; default what transformers picks."
+    device_map: str | None = None
+    "auto spreads the layers over all GPUs, the CPU and the disk (needs accelerate); default all on one device."
+    tensor_parallel: Annotated[bool, Parameter(negative="")] = False
+    "Spread every layer over the processes that torchrun started; default each process has the whole model."
     trust_remote_code: Annotated[bool, Parameter(negative="")] = False
     "Run model code that comes with the checkpoint."
 
@@ -105,23 +111,47 @@ class MeasureOptions:
     "Tokens from one frame to the next."
     window: str = "hann"
     "Analysis window: hann, hamming, blackman or rectangular."
-    batch_size: int = 1
-    "Windows in one forward pass."
+    batch_size: int | Literal["auto"] = 1
+    "Windows in one forward pass; auto takes as many as the memory of the GPU holds."
     norm_heads: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative="")] = ("*:0",)
     "LAYER:HEAD whose norms are kept for heatmaps; `*` is every one, `none` keeps none. Default head 0 of every layer."
 
 
 def load_chosen(model: str, options: ModelOptions) -> tuple[Any, Any]:
     import ropescope as rs
+    from ropescope.workers import all_launched, local_device
 
+    workers = all_launched()
+    if options.device_map is not None and workers.size > 1:
+        raise InputError(
+            f"got --device-map {options.device_map} in {workers.size} processes, each of which would spread its model "
+            "over the same devices; start one process, or give --tensor-parallel instead"
+        )
+    spread = options.device_map is not None or options.tensor_parallel
     return rs.load_model(
         model,
-        device=options.device,
+        device=local_device(workers) if options.device == "auto" and not spread else options.device,
         dtype=options.dtype,
         revision=options.revision,
         attn_implementation=options.attn_implementation,
+        device_map=options.device_map,
+        tensor_parallel=options.tensor_parallel,
         trust_remote_code=options.trust_remote_code,
     )
+
+
+def sharing(options: ModelOptions) -> ProcessGroup | None:
+    """The processes that torchrun started, where each has the whole model."""
+    from ropescope.workers import all_launched
+
+    return None if options.tensor_parallel else all_launched().group
+
+
+def leading() -> bool:
+    """Whether this is the process that prints and writes."""
+    from ropescope.workers import all_launched
+
+    return all_launched().leading
 
 
 def windows_of(tokenizer: Any, text: TextOptions, default_split: str | None = None) -> Tensor:
@@ -140,6 +170,20 @@ def windows_of(tokenizer: Any, text: TextOptions, default_split: str | None = No
         separator=text.separator,
         bos="auto" if text.bos == "auto" else text.bos == "yes",
     )
+
+
+def named(paths: Sequence[Path]) -> dict[str, Path]:
+    """Files by their name without suffix, or by their whole path where two have the same name."""
+    if len(set(paths)) < len(paths):
+        raise InputError("got the same file twice; name each file once")
+    stems = [path.stem for path in paths]
+    return {path.stem if stems.count(path.stem) == 1 else str(path): path for path in paths}
+
+
+def load_results(paths: Sequence[Path]) -> dict[str, xr.DataTree]:
+    import ropescope as rs
+
+    return {name: rs.load(path) for name, path in named(paths).items()}
 
 
 def streams_of(stream: Stream) -> tuple[str, ...]:

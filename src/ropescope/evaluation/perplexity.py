@@ -12,12 +12,15 @@ import torch
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
+from ropescope.batching import AUTO, BatchSize, batches_of
 from ropescope.errors import InputError, ModelError, NonFiniteError
-from ropescope.live import check_windows, undisturbed, vocabulary_size
+from ropescope.live import check_windows, input_device, undisturbed, vocabulary_size
 from ropescope.windows import windows_protocol
+from ropescope.workers import workers_of
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.distributed import ProcessGroup
     from transformers import PreTrainedModel
 
     from ropescope.axes import TokenIds
@@ -62,7 +65,8 @@ def perplexity(
     windows: TokenIds,
     *,
     stride: int | None = None,
-    batch_size: int = 1,
+    batch_size: BatchSize = 1,
+    group: ProcessGroup | None = None,
     progress: bool = False,
 ) -> Perplexity:
     r"""Perplexity of a causal language model as it stands, interventions that are open included.
@@ -81,7 +85,10 @@ def perplexity(
         Score only the last `stride` tokens of each window, 1 to length - 1, the earlier ones being context; for
         windows of a text that start `stride` tokens apart. None scores every token but a window's first.
     batch_size
-        Windows in one forward pass, at least 1.
+        Windows in one forward pass, at least 1; "auto" takes as many as the memory of the accelerator holds.
+    group
+        Processes that share the windows, each of which makes this call with a copy of the model; all of them get the
+        whole result. None is this process alone, or all those that tensor parallelism has spread the model over.
     progress
         Show a progress bar on a terminal.
 
@@ -96,6 +103,10 @@ def perplexity(
         If the windows are empty, too short or of another vocabulary, or stride or batch size are out of range.
     NonFiniteError
         If the model gives a token no finite probability.
+    ModelError
+        If the memory does not suffice for one batch.
+    WorkerError
+        If another process of the group has ended.
 
     Examples
     --------
@@ -103,17 +114,26 @@ def perplexity(
     23.237
     """
     scored = check_scoring(model, windows, stride, batch_size)
-    nats: list[np.ndarray] = []
-    with undisturbed(model), tqdm(total=len(windows), unit="window", disable=None if progress else True) as bar:
-        for batch in windows.split(batch_size):
-            of_tokens = _token_nats(model, batch, scored)
-            _check_finite(of_tokens, len(nats))
+    workers = workers_of(model, group)
+    batches = batches_of(batch_size, model.device.type, workers)
+    units = list(batches.units(len(windows)).values())
+    mine = [units[index] for index in workers.share(len(units))]
+    nats: list[float] = []
+    sizes: set[int] = set()
+    shown = None if progress and workers.leading else True
+    with undisturbed(model), tqdm(total=sum(map(len, mine)), unit="window", disable=shown) as bar:
+        for batch, of_tokens in batches.run(mine, lambda batch: _token_nats(model, windows[batch], scored)):
+            _check_finite(of_tokens, batch[0])
             nats.extend(of_tokens.sum(-1))
+            sizes.add(len(batch))
             bar.update(len(batch))
-    return _summed(np.array(nats), scored, protocol(model, windows, stride, batch_size))
+    facts = protocol(model, windows, stride, batch_size)
+    if batch_size == AUTO:
+        facts["batch_sizes"] = sorted({size for found in workers.gathered(sorted(sizes)) for size in found})
+    return _summed(workers.joined(np.array(nats, dtype=np.float64)), scored, facts)
 
 
-def check_scoring(model: PreTrainedModel, windows: TokenIds, stride: int | None, batch_size: int) -> int:
+def check_scoring(model: PreTrainedModel, windows: TokenIds, stride: int | None, batch_size: BatchSize) -> int:
     """Check what :func:`perplexity` takes; give the number of tokens that it scores in each window.
 
     Raises
@@ -130,7 +150,7 @@ def check_scoring(model: PreTrainedModel, windows: TokenIds, stride: int | None,
     return most if stride is None else stride
 
 
-def protocol(model: PreTrainedModel, windows: TokenIds, stride: int | None, batch_size: int) -> dict[str, object]:
+def protocol(model: PreTrainedModel, windows: TokenIds, stride: int | None, batch_size: BatchSize) -> dict[str, object]:
     """Say what a perplexity of this model on these windows means, in values that JSON can hold."""
     scored = "every token but a window's first" if stride is None else f"the last {stride} tokens of each window"
     numbers = {"dtype": str(model.dtype).removeprefix("torch."), "batch_size": batch_size}
@@ -146,7 +166,7 @@ def _summed(nats: np.ndarray, scored: int, protocol: dict[str, object]) -> Perpl
 
 def _token_nats(model: PreTrainedModel, batch: TokenIds, scored: int) -> np.ndarray:
     """Nats of the last `scored` tokens of every window, (window, token)."""
-    ids = batch.to(model.device)
+    ids = batch.to(input_device(model))
     output = _decoder(model)(input_ids=ids, use_cache=False, return_dict=True)
     hidden = output.last_hidden_state[:, -scored - 1 : -1].flatten(0, 1)
     targets = ids[:, -scored:].flatten()

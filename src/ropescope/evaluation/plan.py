@@ -55,7 +55,7 @@ class Plan:
     def cells(self) -> dict[tuple[str, str, float], str]:
         """The name of the cell at every (selection, arm, alpha) asked for, the baseline first."""
         return {
-            (selection, arm, alpha): _cell_name(mask, alpha)
+            (selection, arm, alpha): cell_name(mask, alpha)
             for alpha in sorted(self.alphas, reverse=True)
             for selection, arms in self.arms.items()
             for arm, mask in arms.items()
@@ -78,15 +78,15 @@ def planned(selections: Mapping[str, PairMask], alphas: Iterable[float], control
             raise InputError(f"selection {name!r} is a {type(mask).__name__}; give PairMasks by name")
     if wrong := [seed for seed in controls.seeds if not isinstance(seed, int) or seed < 0]:
         raise InputError(f"controls got seed {wrong[0]!r}; seeds are integers from 0")
-    strengths = _checked_alphas(alphas, "alphas")
-    of_controls = strengths if controls.alphas is None else _checked_alphas(controls.alphas, "alphas of the controls")
+    strengths = checked_alphas(alphas, "alphas")
+    of_controls = strengths if controls.alphas is None else checked_alphas(controls.alphas, "alphas of the controls")
     if extra := sorted({*of_controls} - {*strengths, 1.0}):
         raise InputError(f"controls have alphas {extra} that the selections lack; give them among {list(strengths)}")
     arms = {name: _arms(mask, controls) for name, mask in selections.items()}
     return Plan(arms, tuple(sorted({*strengths, 1.0})), of_controls)
 
 
-def _checked_alphas(alphas: Iterable[float], name: str) -> tuple[float, ...]:
+def checked_alphas(alphas: Iterable[float], name: str) -> tuple[float, ...]:
     try:
         values = tuple(float(alpha) for alpha in alphas)
     except (TypeError, ValueError) as error:
@@ -111,7 +111,7 @@ def mask_digest(mask: PairMask) -> str:
     return digest.hexdigest()
 
 
-def _cell_name(mask: PairMask, alpha: float) -> str:
+def cell_name(mask: PairMask, alpha: float) -> str:
     """Equal for cells that must be equal."""
     if alpha == 1 or not any(array.any() for array in mask.streams().values()):
         return "baseline"

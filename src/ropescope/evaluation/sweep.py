@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,8 +19,8 @@ import xarray as xr
 from tqdm import tqdm
 
 from ropescope.axes import STREAMS
+from ropescope.batching import AUTO, BatchSize, batches_of
 from ropescope.errors import InputError, ResultError
-from ropescope.evaluation.journal import Journal, drop_journal, journal_of
 from ropescope.evaluation.perplexity import check_scoring, perplexity, protocol
 from ropescope.evaluation.plan import ALPHAS, THREE_SEEDS, Controls, Plan, mask_digest, planned
 from ropescope.evaluation.records import (
@@ -36,12 +36,15 @@ from ropescope.evaluation.records import (
 )
 from ropescope.files import check_target
 from ropescope.interventions import derotated, weighted_rope
+from ropescope.journal import Journal, drop_journal, journal_of
 from ropescope.live import model_provenance
 from ropescope.masks import PairMask
 from ropescope.results import provenance as result_provenance
 from ropescope.windows import windows_protocol
+from ropescope.workers import Workers, workers_of
 
 if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
     from transformers import PreTrainedModel
 
     from ropescope.axes import TokenIds
@@ -65,7 +68,8 @@ def sweep(
     path: str | Path | None = None,
     overwrite: bool = False,
     stride: int | None = None,
-    batch_size: int = 1,
+    batch_size: BatchSize = 1,
+    group: ProcessGroup | None = None,
     progress: bool = False,
 ) -> xr.Dataset:
     """Perplexity over strengths for selections of pairs and for equal numbers of other pairs.
@@ -92,6 +96,10 @@ def sweep(
         Whether another file at `path` may be replaced. One that holds this very sweep is read and returned.
     stride, batch_size
         As in :func:`ropescope.perplexity`.
+    group
+        Processes that share the cells, each of which makes this call with a copy of the model; all of them get the
+        whole dataset, the first writes it. None is this process alone, or all those that tensor parallelism has
+        spread the model over.
     progress
         Show a progress bar with the time left on a terminal.
 
@@ -115,32 +123,41 @@ def sweep(
     >>> print(sweep_table(data))  # doctest: +SKIP
     """
     plan = planned(selections, alphas, controls)
+    workers = workers_of(model, group)
+    batches_of(batch_size, model.device.type, workers)
     scored = check_scoring(model, windows, stride, batch_size)
     facts = _configuration(model, windows, intervention, stride, batch_size)
     provenance = _provenance(facts, protocol(model, windows, stride, batch_size), plan, controls)
     target = None if path is None else check_target(path)
-    if target is not None and target.exists() and (done := _finished(target, provenance, overwrite)) is not None:
-        drop_journal(target, facts)
-        return done
+    if target is not None and workers.agreed(workers.leading and _finished(target, provenance, overwrite)):
+        drop_journal(target, facts, workers)
+        return load_sweep(target)
     for mask in plan.masks():
         with intervention(model, mask, 1.0):
             pass
 
-    def judge(mask: PairMask, alpha: float) -> np.ndarray:
-        with nullcontext() if alpha == 1 else intervention(model, mask, alpha):
-            return perplexity(model, windows, stride=stride, batch_size=batch_size).window_nats
+    fitting = batch_size
 
-    with nullcontext() if target is None else journal_of(target, facts) as journal:
-        cells = _run(plan, judge, journal, len(windows), progress)
+    def judge(mask: PairMask, alpha: float) -> np.ndarray:
+        nonlocal fitting
+        with nullcontext() if alpha == 1 else intervention(model, mask, alpha):
+            found = perplexity(model, windows, stride=stride, batch_size=fitting)
+        if fitting == AUTO:
+            sizes: Any = found.protocol["batch_sizes"]
+            fitting = max(sizes)
+        return found.window_nats
+
+    with nullcontext() if target is None else journal_of(target, facts, workers) as journal:
+        cells = _run(plan, judge, journal, workers, len(windows), progress)
         data = _dataset(plan, cells, np.full(len(windows), scored), provenance)
-        if target is not None and journal is not None:
+        if target is not None and journal is not None and workers.leading:
             save_sweep(data, target)
             journal.remove()
     return data
 
 
 def _configuration(
-    model: PreTrainedModel, windows: TokenIds, intervention: Intervention, stride: int | None, batch_size: int
+    model: PreTrainedModel, windows: TokenIds, intervention: Intervention, stride: int | None, batch_size: BatchSize
 ) -> dict[str, Any]:
     """All that decides the nats of a mask at a strength."""
     name = getattr(intervention, "__qualname__", "<none>")
@@ -174,42 +191,52 @@ def _provenance(
     }
 
 
-def _finished(target: Path, provenance: Mapping[str, Any], overwrite: bool) -> xr.Dataset | None:
-    """The sweep that a file holds if it is this very one; None if it may be replaced."""
-    try:
-        data = load_sweep(target)
-        if json.loads(data.attrs["provenance"]) == json.loads(json.dumps(provenance)):
-            return data
-    except (ResultError, KeyError, ValueError):
-        pass
-    check_target(target, overwrite=overwrite)
-    return None
+def _finished(target: Path, provenance: Mapping[str, Any], overwrite: bool) -> bool:
+    """Whether a file holds this very sweep; if not, it must be one that may be replaced."""
+    if target.exists():
+        with suppress(ResultError, KeyError, ValueError):
+            if json.loads(load_sweep(target).attrs["provenance"]) == json.loads(json.dumps(provenance)):
+                return True
+        check_target(target, overwrite=overwrite)
+    return False
 
 
 def _run(
     plan: Plan,
     judge: Callable[[PairMask, float], np.ndarray],
     journal: Journal | None,
+    workers: Workers,
     windows: int,
     progress: bool,
 ) -> dict[str, np.ndarray]:
-    """Nats of every cell by its name, those in the journal taken from there."""
+    """Nats of every cell by its name, those in the journal taken from there, the others shared out."""
     wanted: dict[str, tuple[str, str, float]] = {}
     for place, cell in plan.cells().items():
         wanted.setdefault(cell, place)
-    found = {} if journal is None else {cell: journal.read(cell, windows) for cell in wanted}
-    cells = {cell: nats for cell, nats in found.items() if nats is not None}
-    bar = tqdm(total=len(wanted), initial=len(cells), unit="cell", disable=None if progress else True)
-    with bar:
-        for cell, (selection, arm, alpha) in wanted.items():
-            if cell in cells:
-                continue
+    found = {cell: nats for cell in wanted if journal is not None and (nats := journal.read(cell, windows)) is not None}
+    done, left = workers.divided(list(wanted), found.__contains__)
+    if missing := [cell for cell in done if cell not in found]:
+        raise ResultError(
+            f"{missing[0]} of the journal is not there for every process; write to a folder that all share"
+        )
+    cells = {cell: found[cell] for cell in done}
+    shown = None if progress and workers.leading else True
+    with tqdm(total=len(done) + len(left), initial=len(done), unit="cell", disable=shown) as bar:
+        for cell in left:
+            selection, arm, alpha = wanted[cell]
             bar.set_description(f"{selection} {arm} at {alpha:g}", refresh=True)
             cells[cell] = judge(plan.arms[selection][arm], 1.0 if cell == "baseline" else alpha)
-            if journal is not None:
+            if journal is not None and workers.keeping:
                 journal.write(cell, cells[cell])
             bar.update()
-    return cells
+    return _of_all(cells, workers, windows)
+
+
+def _of_all(cells: Mapping[str, np.ndarray], workers: Workers, windows: int) -> dict[str, np.ndarray]:
+    """The cells of all processes, in every process."""
+    names = [name for part in workers.gathered(list(cells)) for name in part]
+    nats = workers.joined(np.array(list(cells.values()), dtype=np.float64).reshape(-1, windows))
+    return dict(zip(names, nats, strict=True))
 
 
 def _dataset(

@@ -1,0 +1,130 @@
+"""How many windows go into one forward pass: a number, or as many as the memory takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+import torch
+
+from ropescope.errors import InputError, ModelError
+from ropescope.workers import Workers
+
+AUTO = "auto"
+BatchSize = int | Literal["auto"]
+# A CPU gains nothing from more windows at once, and refuses no memory: the system ends the process instead.
+_FIRST_TRY = {"cpu": 1, "accelerator": 32}
+
+Found = TypeVar("Found")
+
+
+@dataclass
+class Batches:
+    """Runs windows in batches; in automatic ones it halves those that do not fit, and remembers what did.
+
+    Parameters
+    ----------
+    size
+        Windows in a batch, or "auto".
+    device
+        Type of the device that the model runs on.
+    """
+
+    size: BatchSize
+    device: str
+    _fitting: int = 0
+
+    def units(self, windows: int) -> dict[str, range]:
+        """What is run and kept together to have the same bits again, by name: a batch, or each window alone."""
+        size = self.size if isinstance(self.size, int) else 1
+        starts = range(0, windows, size)
+        return {self.name(start): range(start, min(start + size, windows)) for start in starts}
+
+    @staticmethod
+    def name(start: int) -> str:
+        """The name of the unit that begins with a window."""
+        return f"windows-{start:06}"
+
+    def run(self, units: Sequence[range], step: Callable[[list[int]], Found]) -> Iterator[tuple[list[int], Found]]:
+        """Call `step` with the windows of each batch in turn.
+
+        Raises
+        ------
+        ModelError
+            If the memory does not suffice for one batch.
+        """
+        if self.size != AUTO:
+            for unit in units:
+                yield list(unit), _fitted(step, list(unit), f"a batch of {len(unit)} windows")
+            return
+        left = [window for unit in units for window in unit]
+        while left:
+            batch, found = self._largest(left, step)
+            yield batch, found
+            left = left[len(batch) :]
+
+    def _largest(self, left: Sequence[int], step: Callable[[list[int]], Found]) -> tuple[list[int], Found]:
+        size = self._fitting or _FIRST_TRY["cpu" if self.device == "cpu" else "accelerator"]
+        while True:
+            batch = list(left[:size])
+            if len(batch) == 1:
+                found = _fitted(step, batch, "one window")
+            elif (attempt := _attempted(step, batch)) is None:
+                size = len(batch) // 2
+                continue
+            else:
+                found = attempt[0]
+            self._fitting = size
+            return batch, found
+
+
+def check_batch_size(batch_size: BatchSize) -> None:
+    """Raise InputError unless it is a number from 1 or "auto"."""
+    if batch_size != AUTO and (not isinstance(batch_size, int) or batch_size < 1):
+        raise InputError(f"batch_size got {batch_size!r}; it is at least 1, or 'auto'")
+
+
+def batches_of(batch_size: BatchSize, device: str, workers: Workers) -> Batches:
+    """Batches for a model on that type of device, held by those workers.
+
+    Raises
+    ------
+    InputError
+        If the size is automatic and the model spread over processes.
+    """
+    if batch_size == AUTO and workers.lockstep:
+        raise InputError(
+            "batch_size got 'auto' with a model spread over processes (tensor parallelism), which could run out of "
+            "memory one by one; give a number"
+        )
+    return Batches(batch_size, device)
+
+
+def _fitted(step: Callable[[list[int]], Found], batch: list[int], what: str) -> Found:
+    attempt = _attempted(step, batch)
+    if attempt is None:
+        raise ModelError(
+            f"the memory does not suffice for {what} (batch_size); use smaller batches, shorter windows, a smaller "
+            "dtype, or spread the model (device_map, tensor parallelism)"
+        )
+    return attempt[0]
+
+
+def _attempted(step: Callable[[list[int]], Found], batch: list[int]) -> tuple[Found] | None:
+    """What the step gives; None if the memory does not suffice, all that it took being free again."""
+    try:
+        return (step(batch),)
+    except (RuntimeError, MemoryError) as error:
+        if not _out_of_memory(error):
+            raise
+    # Only here, where no traceback holds the step's tensors any more.
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return None
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """PyTorch's CPU allocator raises a plain RuntimeError."""
+    kinds = (torch.OutOfMemoryError, MemoryError)
+    return isinstance(error, kinds) or "can't allocate memory" in str(error)

@@ -1,0 +1,304 @@
+"""What a long run has finished, kept in a folder beside its output until that is complete.
+
+Every cell is one small file, written whole and carrying its own checksum, so a run that is killed at any moment goes
+on where it was. One run at a time may hold a journal; all of its processes write to it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+
+from ropescope.errors import ResultError, first_line
+from ropescope.files import written_whole
+from ropescope.workers import Workers
+
+_CONFIGURATION = "configuration.json"
+_LOCK = "lock"
+ALONE = Workers()
+
+
+@dataclass(frozen=True)
+class Journal:
+    """The finished cells of a run, each under a name: a float64 vector, a text, or named arrays.
+
+    Parameters
+    ----------
+    folder
+        Where the cells are.
+    begun
+        When the run was begun, however often it was interrupted since; ISO 8601, UTC.
+    """
+
+    folder: Path
+    begun: str = ""
+
+    def read(self, name: str, size: int) -> np.ndarray | None:
+        """A finished vector; None if it is missing, damaged, or of another size."""
+        try:
+            cell = json.loads((self.folder / f"{name}.json").read_bytes())
+            values = np.array([float.fromhex(value) for value in cell["values"]])
+            intact = cell["sha256"] == _digest({"": values}) and len(values) == size
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return values if intact else None
+
+    def write(self, name: str, values: np.ndarray) -> None:
+        """Keep a finished vector.
+
+        Raises
+        ------
+        ResultError
+            If it cannot be written; the cells before it stay.
+        """
+        values = np.asarray(values, dtype=np.float64)
+        cell = {"values": [float(value).hex() for value in values], "sha256": _digest({"": values})}
+        with written_whole(self.folder / f"{name}.json") as partial:
+            partial.write_text(json.dumps(cell))
+
+    def read_text(self, name: str) -> str | None:
+        """A finished cell that holds text; None if it is missing or damaged."""
+        try:
+            cell = json.loads((self.folder / f"{name}.json").read_bytes())
+            text: str = cell["text"]
+            intact = cell["sha256"] == hashlib.sha256(text.encode()).hexdigest()
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return None
+        return text if intact else None
+
+    def write_text(self, name: str, text: str) -> None:
+        """Keep a finished cell that holds text, as :meth:`write`."""
+        with written_whole(self.folder / f"{name}.json") as partial:
+            partial.write_text(json.dumps({"text": text, "sha256": hashlib.sha256(text.encode()).hexdigest()}))
+
+    def read_arrays(self, name: str) -> dict[str, np.ndarray] | None:
+        """Finished arrays by name; None if they are missing or damaged."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(self.folder / f"{name}.safetensors", framework="numpy") as file:
+                arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  the file is no mapping
+                intact = (file.metadata() or {}).get("sha256") == _digest(arrays)
+        except (OSError, SafetensorError):
+            return None
+        return arrays if intact else None
+
+    def write_arrays(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
+        """Keep finished arrays, bit for bit.
+
+        Raises
+        ------
+        ResultError
+            If they cannot be written; the cells before them stay.
+        """
+        from safetensors.numpy import save
+
+        content = {key: np.ascontiguousarray(array) for key, array in arrays.items()}
+        with written_whole(self.folder / f"{name}.safetensors") as partial:
+            partial.write_bytes(save(content, {"sha256": _digest(content)}))
+
+    def empty(self) -> bool:
+        """Whether no cell is finished, and nothing else lies in the folder."""
+        ours = (_LOCK, _CONFIGURATION)
+        return all(entry.name in ours or entry.name.startswith(".") for entry in self.folder.iterdir())
+
+    def remove(self) -> None:
+        """Drop the journal, its output being complete."""
+        aside = self.folder.with_name(f".{uuid4().hex}.partial")
+        with _writing(self.folder):
+            self.folder.rename(aside)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextmanager
+def journal_of(output: Path, configuration: Mapping[str, Any], workers: Workers = ALONE) -> Iterator[Journal]:
+    """Hold the journal of an output file, a folder named like it with ``.partial`` added.
+
+    Parameters
+    ----------
+    output
+        As :func:`ropescope.files.check_target` gave it; where there are several workers, on a file system they share.
+    configuration
+        All that decides what a cell of a given name holds, in values that JSON can hold.
+    workers
+        The processes of the run; the leading one holds the journal for all.
+
+    Raises
+    ------
+    ResultError
+        If another run holds it, it belongs to another configuration, or it cannot be written.
+    """
+    if not workers.leading:
+        yield _joined_journal(output, workers.agreed(None))
+        # The run is over for all when the leading process has written its output.
+        workers.agreed(None)
+        return
+    with ExitStack() as stack:
+        try:
+            journal = stack.enter_context(_held(output, configuration))
+        except ResultError as error:
+            workers.agreed({"error": str(error)})
+            raise
+        workers.agreed({"begun": journal.begun})
+        yield journal
+        workers.agreed(None)
+
+
+def drop_journal(output: Path, configuration: Mapping[str, Any], workers: Workers = ALONE) -> None:
+    """Remove the journal of an output that is complete, if a run was killed before it could."""
+    if workers.leading and journal_folder(output).exists():
+        with _held(output, configuration) as journal:
+            journal.remove()
+
+
+def journal_folder(output: Path) -> Path:
+    """Where the journal of an output lies while it is not complete."""
+    return output.with_name(f"{output.name}.partial")
+
+
+def _joined_journal(output: Path, told: Mapping[str, str]) -> Journal:
+    """The journal that the leading process holds."""
+    if "error" in told:
+        raise ResultError(told["error"])
+    if not journal_folder(output).is_dir():
+        raise ResultError(
+            f"{journal_folder(output)} is not there for every process of the run; write to a folder that all machines "
+            "share"
+        )
+    return Journal(journal_folder(output), told["begun"])
+
+
+@contextmanager
+def _held(output: Path, configuration: Mapping[str, Any]) -> Iterator[Journal]:
+    folder = journal_folder(output)
+    with _writing(folder):
+        folder.mkdir(exist_ok=True)
+    with _locked(folder / _LOCK, output):
+        journal = Journal(folder, _begun(Journal(folder), output, json.loads(json.dumps(configuration))))
+        try:
+            yield journal
+        finally:
+            if folder.exists() and journal.empty():
+                journal.remove()
+
+
+def _begun(journal: Journal, output: Path, wanted: Mapping[str, Any]) -> str:
+    """When the run was begun that the journal belongs to, once it is clear that it is this one."""
+    path = journal.folder / _CONFIGURATION
+    if journal.empty():
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        with written_whole(path) as partial:
+            partial.write_text(json.dumps({"begun": now, "configuration": wanted}))
+        return now
+    record: Any = None
+    with suppress(OSError, ValueError):
+        record = json.loads(path.read_bytes())
+    found = record.get("configuration") if isinstance(record, dict) else None
+    if found != wanted:
+        other = f"other {', '.join(_differences(found, wanted))}" if isinstance(found, dict) else "unreadable"
+        raise ResultError(
+            f"{journal.folder} holds cells of another run ({other}); finish that one as it was begun, write to another "
+            f"file than {output.name}, or delete the folder to start afresh"
+        )
+    return str(record["begun"])
+
+
+def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """Dotted names of the entries that differ."""
+    names = []
+    for name in sorted({*found, *wanted}):
+        theirs, ours = found.get(name), wanted.get(name)
+        if isinstance(theirs, dict) and isinstance(ours, dict):
+            names += [f"{name}.{inner}" for inner in _differences(theirs, ours)]
+        elif theirs != ours:
+            names.append(name)
+    return names
+
+
+@contextmanager
+def _locked(lock: Path, output: Path) -> Iterator[None]:
+    """Hold a lock file that names this process; one that a dead process left is taken over."""
+    me = _identity(os.getpid())
+    if not _create(lock, me):
+        _remove_stale(lock)
+        if not _create(lock, me):
+            holder = lock.read_text().rpartition(" ")[0] if lock.exists() else "just ended"
+            raise ResultError(
+                f"another run (host and process: {holder}) is writing {output}; wait for it, choose another file, "
+                f"or delete {lock} if that process is gone"
+            )
+    try:
+        yield
+    finally:
+        # removed with the journal, it may already be another run's
+        if lock.exists() and lock.read_text() == me:
+            lock.unlink(missing_ok=True)
+
+
+def _create(lock: Path, content: str) -> bool:
+    """Make the lock unless there is one."""
+    with _writing(lock):
+        try:
+            with lock.open("x") as file:
+                file.write(content)
+        except FileExistsError:
+            return False
+    return True
+
+
+def _remove_stale(lock: Path) -> None:
+    try:
+        content = lock.read_text()
+        host, pid, _ = content.split(" ")
+        if host != socket.gethostname() or _identity(int(pid)) == content:
+            return
+        aside = lock.with_name(f".{uuid4().hex}.lock")
+        lock.rename(aside)
+        aside.unlink()
+    except (OSError, ValueError):
+        return
+
+
+def _identity(pid: int) -> str:
+    """Host, process and, where the system tells it, its start (ids are used again); "gone" once it has ended."""
+    start = "?"
+    try:
+        if Path("/proc/self/stat").exists():
+            state, *numbers = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            start = "gone" if state in "ZX" else numbers[18]
+        elif os.name == "posix":
+            os.kill(pid, 0)
+    except PermissionError:
+        pass
+    except OSError:
+        start = "gone"
+    return f"{socket.gethostname()} {pid} {start}"
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ResultError(
+            f"cannot write {path}: {first_line(error)}; choose a folder that can be written and has room"
+        ) from error
+
+
+def _digest(arrays: Mapping[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name}{array.dtype.str}{array.shape}".encode() + array.tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,35 @@
+"""Start several processes as a user does, with torchrun, on a port of their own."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+TESTS = Path(__file__).parent
+JOBS = str(TESTS / "worker_jobs.py")
+TIMEOUT = 300
+
+
+def torchrun(processes: int, *arguments: str) -> list[str]:
+    """A command line; what follows torchrun's own options is a script or `-m` and a module."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--master-port", str(port)]
+    return [*launcher, "--nproc-per-node", str(processes), *arguments]
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS)}
+
+
+def run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=TIMEOUT)
+
+
+def run_job(processes: int, job: str, folder: Path) -> None:
+    ran = run(torchrun(processes, JOBS, job, str(folder)))
+    assert ran.returncode == 0, ran.stderr

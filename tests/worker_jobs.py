@@ -1,0 +1,178 @@
+"""What several processes do together in tests; each job compares with one process and ends silently, or raises.
+
+python -m torch.distributed.run --nproc-per-node 2 tests/worker_jobs.py windows FOLDER
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as distributed
+import xarray as xr
+
+import ropescope as rs
+from architectures import LLAMA, LLAMA4, QWEN3, Architecture, tokens
+from ropescope.errors import InputError, ModelError, NonFiniteError
+from ropescope.evaluation.plan import Controls
+from ropescope.live import model_provenance
+from ropescope.workers import Workers, launched
+
+FRAMES = {"frame_length": 32, "hop_length": 16}
+ARCHITECTURES = (LLAMA, LLAMA4, QWEN3)
+GROUPS = ("query", "key", "rotary")
+NORM_HEADS = [(0, 3), (2, 0), (2, 2)]
+
+
+def same_values(one: xr.DataTree, other: xr.DataTree, rtol: float = 0.0) -> None:
+    for group in GROUPS:
+        compared = [result[group].to_dataset() for result in (one, other)]
+        if rtol:
+            # the strongest of many nearly equal bins changes with rounding
+            compared = [data.drop_vars("dominant_period", errors="ignore") for data in compared]
+            xr.testing.assert_allclose(*compared, rtol=rtol, atol=rtol)
+        else:
+            xr.testing.assert_identical(*compared)
+
+
+def same_everywhere(workers: Workers, *arrays: np.ndarray) -> None:
+    digests = workers.gathered([hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest() for array in arrays])
+    assert all(digest == digests[0] for digest in digests)
+
+
+def share_windows(workers: Workers, folder: Path) -> None:
+    """Measure, perplexity and sweep, with windows that the processes do not divide and with fewer than processes."""
+    for architecture in ARCHITECTURES:
+        model = architecture.shared()
+        for count, batch_size in ((5, 1), (5, 2), (1, 1)):
+            windows, options = tokens(count, 96), {"batch_size": batch_size, **FRAMES}
+            together = rs.measure(model, windows, group=workers.group, norm_heads=NORM_HEADS, **options)
+            same_values(together, rs.measure(model, windows, norm_heads=NORM_HEADS, **options))
+            same_everywhere(workers, together["key"].spectrum_fe.values, together["query"].mean_spectrum.values)
+            judged = rs.perplexity(model, windows, batch_size=batch_size, group=workers.group)
+            alone = rs.perplexity(model, windows, batch_size=batch_size)
+            np.testing.assert_array_equal(judged.window_nats, alone.window_nats)
+            assert judged.value == alone.value and judged.protocol == alone.protocol
+        share_cells(workers, model, folder / f"{architecture}.nc")
+    automatic = rs.measure(LLAMA.shared(), tokens(5, 96), batch_size="auto", group=workers.group, **FRAMES)
+    same_values(automatic, rs.measure(LLAMA.shared(), tokens(5, 96), **FRAMES))
+
+
+def share_cells(workers: Workers, model: Any, path: Path) -> None:
+    result = rs.measure(model, tokens(2, 96), **FRAMES)
+    masks = {"high": rs.select(result, "pair >= 5"), "low": rs.select(result, "pair < 2")}
+    options = {"alphas": (0, 0.5), "controls": Controls(seeds=(0,))}
+    alone = rs.sweep(model, tokens(3, 24, seed=1), masks, **options)
+    for _ in range(2):
+        together = rs.sweep(model, tokens(3, 24, seed=1), masks, path=path, group=workers.group, **options)
+        xr.testing.assert_identical(together, alone)
+    assert not path.with_name(f"{path.name}.partial").exists()
+
+
+def share_heads(workers: Workers, folder: Path) -> None:
+    """Tensor parallelism against one process: probe, measure, weighted and derotated perplexity, sweep, refusals."""
+    for architecture in ARCHITECTURES:
+        whole, _ = rs.load_model(folder / str(architecture), device="cpu")
+        spread, _ = rs.load_model(folder / str(architecture), tensor_parallel=True, dtype="float32")
+        assert model_provenance(spread)["fingerprint"] == model_provenance(whole)["fingerprint"]
+        assert str(rs.probe(spread)) == str(rs.probe(whole))
+        windows = tokens(3, 96)
+        measured = rs.measure(spread, windows, batch_size=2, norm_heads=NORM_HEADS, **FRAMES)
+        alone = rs.measure(whole, windows, batch_size=2, norm_heads=NORM_HEADS, **FRAMES)
+        same_values(measured, alone, rtol=1e-4)
+        intervene(
+            whole,
+            spread,
+            rs.select(alone, "layer != 1 and (head == 0 and pair < 3 or head == 1 and pair > 4 or head == 3)"),
+        )
+        path = folder / f"{architecture}-spread.nc"
+        data = rs.sweep(spread, windows, {"low": rs.select(measured, "pair < 2")}, alphas=(0,), path=path)
+        np.testing.assert_allclose(
+            data["nats"],
+            rs.sweep(whole, windows, {"low": rs.select(alone, "pair < 2")}, alphas=(0,))["nats"],
+            rtol=1e-5,
+        )
+    refuse(workers, whole, spread, folder)
+
+
+def intervene(whole: Any, spread: Any, mask: rs.PairMask) -> None:
+    """The selection differs from head to head, so that heads of another process would not do."""
+    windows = tokens(2, 48, seed=2)
+    plain = rs.perplexity(whole, windows).value
+    for context in (lambda m: rs.weighted_rope(m, mask, 0.1), lambda m: rs.derotated(m, mask)):
+        found = []
+        for model in (whole, spread):
+            with context(model):
+                found.append(rs.perplexity(model, windows).value)
+                generated = model.generate(windows, max_new_tokens=4, do_sample=False)
+                found.append(generated[:, 48:].tolist())
+        assert found[2] == pytest.approx(found[0], rel=1e-5)
+        assert found[3] == found[1]
+        assert abs(found[0] / plain - 1) > 1e-3
+
+
+def refuse(workers: Workers, whole: Any, spread: Any, folder: Path) -> None:
+    windows = tokens(2, 96)
+    with pytest.raises(InputError, match="is already spread over 2 processes"):
+        rs.measure(spread, windows, group=workers.group, **FRAMES)
+    with pytest.raises(InputError, match="batch_size got 'auto' with a model spread over processes"):
+        rs.perplexity(spread, windows, batch_size="auto")
+    with pytest.raises(ModelError, match=r"Linear with weights of type DTensor.* use weighted_rope at run time"):
+        rs.bake(spread, rs.select(rs.measure(whole, windows, **FRAMES), "pair < 2"), 0.5)
+    with pytest.raises(ModelError, match="tensor_parallel chooses the devices itself"):
+        rs.load_model(folder / "llama", tensor_parallel=True, device="cpu")
+    with pytest.raises(ModelError, match="cannot split 3 query and 1 key heads over 2 processes"):
+        rs.load_model(folder / "uneven", tensor_parallel=True)
+    # Last, since it leaves one process waiting for the other.
+    with torch.no_grad():
+        spread.model.layers[2].self_attn.q_proj.weight.to_local()[:] = torch.nan
+    with pytest.raises(NonFiniteError, match=f"query of layer 2, head {2 * workers.rank} is not finite"):
+        rs.measure(spread, windows, **FRAMES)
+
+
+def share_smollm2(workers: Workers, folder: Path) -> None:
+    """The real small model, whose windows and whose 9 query and 3 key heads three processes share."""
+    model, tokenizer = rs.load_model(folder, device="cpu")
+    windows, frames = rs.token_windows(tokenizer, "builtin", length=256, count=4), {"frame_length": 128}
+    together = rs.measure(model, windows, group=workers.group, hop_length=64, **frames)
+    alone = rs.measure(model, windows, hop_length=64, **frames)
+    same_values(together, alone)
+    mask = rs.select(alone, "bands")
+    options = {"alphas": (0,), "controls": Controls(seeds=(0,))}
+    plain = rs.sweep(model, windows[:2], {"bands": mask}, **options)
+    xr.testing.assert_identical(rs.sweep(model, windows[:2], {"bands": mask}, group=workers.group, **options), plain)
+    spread, _ = rs.load_model(folder, tensor_parallel=True, dtype="float32")
+    same_values(
+        rs.measure(spread, windows[:2], hop_length=64, **frames),
+        rs.measure(model, windows[:2], hop_length=64, **frames),
+        1e-3,
+    )
+    with rs.weighted_rope(spread, mask, 0.0):
+        nats = rs.perplexity(spread, windows[:2]).window_nats
+    np.testing.assert_allclose(nats, plain["nats"].sel(selection="bands", arm="selection", alpha=0), rtol=1e-4)
+
+
+JOBS = {"windows": share_windows, "heads": share_heads, "smollm2": share_smollm2}
+
+
+def save_models(folder: Path) -> None:
+    """The small architectures as folders, and one whose heads two processes cannot split."""
+    from tiny import byte_level_tokenizer
+
+    odd = {"num_attention_heads": 3, "num_key_value_heads": 1, "hidden_size": 48}
+    uneven = Architecture("uneven", "LlamaConfig", settings={**LLAMA.settings, **odd})
+    for architecture in (*ARCHITECTURES, uneven):
+        architecture.build().save_pretrained(folder / str(architecture))
+        byte_level_tokenizer().save_pretrained(folder / str(architecture))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    with launched() as workers:
+        JOBS[sys.argv[1]](workers, Path(sys.argv[2]))
+        distributed.barrier()
