@@ -289,11 +289,12 @@ def test_demo_measures_draws_and_says_what_to_look_at(builtin, tmp_path, monkeyp
     cli.main(["demo", "--output-dir", str(tmp_path)])
     output = capsys.readouterr().out
     names = {f"builtin-{stream}-{name}.png" for stream in ("query", "key") for name in ("panel", "overview")}
-    made = {"builtin.nc", "builtin-sweep.nc", "builtin-curves.png"}
+    made = {"builtin.nc", "builtin-sweep.nc", "builtin-curves.png", "builtin.html"}
     assert {path.name for path in tmp_path.iterdir()} == names | made
     for word in ("layers 0-29", "strongest bands", "What to look at", "ropescope measure", "What matters?"):
         assert word in output
-    bands, outliers, periodic = output.strip().splitlines()[-3:]
+    bands, outliers, periodic, _, last = output.strip().splitlines()[-5:]
+    assert last.endswith(str(tmp_path / "builtin.html"))
     assert "alpha 0 raises perplexity from" in bands and "random pairs" in bands
     assert outliers.startswith("spectrum-outliers (") and "perplexity" in outliers
     assert periodic == "periodic (0 query, 0 key pairs): this model has none"

@@ -302,6 +302,13 @@ def test_words_where_there_is_nothing_to_judge():
     assert "Neither has query bands." in words and "for query bands it cannot be judged" in claim
 
 
+def test_words_where_only_one_result_has_them():
+    truth = np.random.default_rng(0).uniform(0.1, 0.5, (8, 5, 20))
+    words, claim = verdict(drawn(1, truth), c4(drawn(2, np.full((8, 5, 20), 0.3))))
+    assert "Only one of them has query bands (" in words
+    assert "for query bands it cannot be judged, one result has none" in claim
+
+
 def test_the_papers_claim_is_left_to_results_that_can_test_it():
     result = reshaped()
     assert "Neither text nor length differ" in verdict(result, result)[1]

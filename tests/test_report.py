@@ -17,7 +17,7 @@ import ropescope as rs
 from ropescope import cli
 from ropescope.entropy import white_noise_entropy
 from ropescope.errors import InputError
-from ropescope.evaluation.records import labelled, save_sweep
+from ropescope.evaluation.records import SWEEP, labelled
 from ropescope.report import _inside_script, render
 from ropescope.report.cards import card
 from ropescope.report.encoding import (
@@ -252,7 +252,7 @@ def test_a_silent_pair_is_undefined_and_not_absent(page):
 
 def test_the_command_writes_one_file_of_results_and_sweeps(result, tmp_path, capsys):
     rs.save(result, tmp_path / "one.nc")
-    save_sweep(small_sweep(), tmp_path / "sweep.nc")
+    SWEEP.save(small_sweep(), tmp_path / "sweep.nc")
     target = tmp_path / "page.html"
     cli.main(["report", str(tmp_path / "one.nc"), str(tmp_path / "sweep.nc"), "--output", str(target)])
     assert re.fullmatch(rf"report: {re.escape(str(target))} \(\d\.\d MB\)\n", capsys.readouterr().out)
@@ -263,7 +263,7 @@ def test_the_command_writes_one_file_of_results_and_sweeps(result, tmp_path, cap
 
 def test_the_command_says_what_is_wrong_and_keeps_what_exists(result, tmp_path, capsys):
     rs.save(result, tmp_path / "one.nc")
-    save_sweep(small_sweep(), tmp_path / "sweep.nc")
+    SWEEP.save(small_sweep(), tmp_path / "sweep.nc")
     (tmp_path / "page.html").write_text("precious")
     one, sweep, page = (str(tmp_path / name) for name in ("one.nc", "sweep.nc", "page.html"))
     new = str(tmp_path / "new.html")

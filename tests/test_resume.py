@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -19,7 +20,7 @@ from ropescope import measurement
 from ropescope.errors import ResultError
 from ropescope.journal import Journal
 from ropescope.measurement import measure
-from ropescope.results import load
+from ropescope.results import load, provenance
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -86,6 +87,14 @@ def test_goes_on_where_it_was(tmp_path: Path, passes: list[int], batch_size: Any
 def test_an_interruption_before_the_first_window_leaves_nothing(tmp_path: Path) -> None:
     break_off(tmp_path / "result.nc", 0)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_goes_on_says_when_it_was_begun(tmp_path: Path) -> None:
+    break_off(tmp_path / "result.nc", 2)
+    record = tmp_path / "result.nc.partial" / "configuration.json"
+    facts = json.loads(record.read_text())
+    record.write_text(json.dumps({**facts, "begun": "2001-01-01T00:00:00+00:00"}))
+    assert provenance(run(tmp_path / "result.nc"))["created"] == "2001-01-01T00:00:00+00:00"
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from ropescope.evaluation import sweep as sweep_module
 from ropescope.evaluation.effects import change, sweep_table
 from ropescope.evaluation.perplexity import perplexity
 from ropescope.evaluation.plan import NO_CONTROLS, Controls
-from ropescope.evaluation.records import ALPHA, ARM, SELECTION, STREAM, WINDOW, labelled, load_sweep
+from ropescope.evaluation.records import ALPHA, ARM, SELECTION, STREAM, SWEEP, WINDOW, labelled
 from ropescope.evaluation.sweep import rotation_kept, sweep
 from ropescope.interventions import derotated, weighted_rope
 from ropescope.measurement import measure
@@ -135,7 +135,7 @@ def test_stride_and_batches_reach_the_perplexity(masks: dict[str, Any]) -> None:
 
 def test_a_file_holds_the_sweep(masks: dict[str, Any], tmp_path: Path) -> None:
     data = run(masks, tmp_path / "sweep.nc")
-    xr.testing.assert_identical(load_sweep(tmp_path / "sweep.nc"), data)
+    xr.testing.assert_identical(SWEEP.load(tmp_path / "sweep.nc"), data)
     assert [entry.name for entry in tmp_path.iterdir()] == ["sweep.nc"]
     provenance = json.loads(data.attrs["provenance"])
     assert provenance["selections"]["low"]["selection"] == "pair < 2"
@@ -431,21 +431,21 @@ def test_nothing_is_printed_in_a_pipe(masks: dict[str, Any], capfd: pytest.Captu
 
 def test_unreadable_files(tmp_path: Path) -> None:
     with pytest.raises(ResultError, match="it does not exist; give a file written by 'ropescope sweep'"):
-        load_sweep(tmp_path / "no.nc")
+        SWEEP.load(tmp_path / "no.nc")
     with pytest.raises(ResultError, match="it is a folder"):
-        load_sweep(tmp_path)
+        SWEEP.load(tmp_path)
     (tmp_path / "text.nc").write_text("text")
     with pytest.raises(ResultError, match="is damaged or no NetCDF4 file"):
-        load_sweep(tmp_path / "text.nc")
+        SWEEP.load(tmp_path / "text.nc")
     planted(np.ones((1, 1, 1, 2))).assign_attrs(schema="other").to_netcdf(tmp_path / "other.nc", engine="h5netcdf")
     with pytest.raises(ResultError, match="is not a sweep: its schema is 'other', not 'ropescope-sweep'"):
-        load_sweep(tmp_path / "other.nc")
+        SWEEP.load(tmp_path / "other.nc")
     planted(np.ones((1, 1, 1, 2))).assign_attrs(schema_version=9).to_netcdf(tmp_path / "new.nc", engine="h5netcdf")
     with pytest.raises(ResultError, match="has schema version 9; this ropescope reads 1"):
-        load_sweep(tmp_path / "new.nc")
+        SWEEP.load(tmp_path / "new.nc")
     planted(np.ones((1, 1, 1, 2))).drop_vars("nats").to_netcdf(tmp_path / "less.nc", engine="h5netcdf")
     with pytest.raises(ResultError, match="nats must have dims"):
-        load_sweep(tmp_path / "less.nc")
+        SWEEP.load(tmp_path / "less.nc")
 
 
 def planted(nats: np.ndarray, tokens: Any = 10, arms: tuple[str, ...] = ("selection", "random-0", "random-1")) -> Any:

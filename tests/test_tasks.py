@@ -23,7 +23,7 @@ from ropescope.cli import main
 from ropescope.errors import InputError, ResultError, TaskError
 from ropescope.evaluation import harness as harness_module
 from ropescope.evaluation.harness import Evaluated, Harness, Protocol, Score
-from ropescope.evaluation.task_records import labelled, load_tasks, to_json
+from ropescope.evaluation.task_records import TASKS, labelled, to_json
 from ropescope.evaluation.task_table import compared, tasks_table
 from ropescope.evaluation.tasks import evaluate_tasks
 from ropescope.interventions import weighted_rope
@@ -258,7 +258,7 @@ class TestNothingIsLost:
         path = tmp_path / "tasks.nc"
         data = run(loaded, folder, masks["all"], ["nowhere", "first"], path=path)
         assert data.task.values.tolist() == ["first"]
-        failed = json.loads(load_tasks(path).attrs["provenance"])["failed"]
+        failed = json.loads(TASKS.load(path).attrs["provenance"])["failed"]
         assert "nobody/nothing" in failed["nowhere"] and "give its folder as include_path" in failed["nowhere"]
         assert len(asked) == 4
         run(loaded, folder, masks["all"], ["nowhere", "first"], path=path)
@@ -406,12 +406,25 @@ class TestTable:
 class TestFile:
     def test_other_files_are_refused(self, tmp_path: Path, result: xr.DataTree) -> None:
         with pytest.raises(ResultError, match="it does not exist"):
-            load_tasks(tmp_path / "no.nc")
+            TASKS.load(tmp_path / "no.nc")
         with pytest.raises(ResultError, match="holds no evaluated tasks"):
-            load_tasks(save(result, tmp_path / "result.nc"))
+            TASKS.load(save(result, tmp_path / "result.nc"))
         (tmp_path / "text.nc").write_text("text")
         with pytest.raises(ResultError, match="damaged or no NetCDF4"):
-            load_tasks(tmp_path / "text.nc")
+            TASKS.load(tmp_path / "text.nc")
+
+
+def test_the_report_shows_tasks(result: xr.DataTree, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = planted(([1.0, 0.0] * 30, [0.0] * 60))
+    protocol = {"lm_eval": "0", "limit": 60.0}
+    data.attrs["provenance"] = json.dumps({"protocol": protocol, "failed": {"other": "task <other> failed"}})
+    TASKS.save(data, tmp_path / "tasks.nc")
+    files = [str(save(result, tmp_path / "result.nc")), str(tmp_path / "tasks.nc")]
+    main(["report", *files, "--output", str(tmp_path / "report.html")])
+    page = (tmp_path / "report.html").read_text()
+    assert "Downstream tasks: tasks" in page and "limit 60" in page and "task &lt;other&gt; failed" in page
+    assert "0.5000 ± 0.0100" in page and "worse" in page
+    assert "report: " in capsys.readouterr().out
 
 
 def test_the_command_prints_the_table_and_writes_it_in_every_format(

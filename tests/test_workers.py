@@ -101,6 +101,43 @@ def measuring(saved: Path, tmp_path: Path) -> list[str]:
     return ["measure", str(saved), "--corpus", str(tmp_path / "text.txt"), *FRAMES, "--norm-heads", "none"]
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--tensor-parallel"], "tensor_parallel got one process alone: start several, as in torchrun"),
+        (["--tensor-parallel", "--device", "cpu"], "tensor_parallel chooses the devices itself"),
+        (["--device-map", "auto", "--device", "cpu"], "device 'cpu' and device_map 'auto' are both given"),
+        (["--batch-size", "many"], "--batch-size"),
+    ],
+)
+def test_bad_options_of_the_command(
+    options: list[str], told: str, measuring: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([*measuring, *options, "--output", str(tmp_path / "r.nc")])
+    assert stopped.value.code == 2
+    assert told in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} == {"text.txt"}
+
+
+def test_layers_are_not_spread_by_several_processes_at_once(
+    measuring: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("ropescope.workers.all_launched", lambda: one_of(2, 0))
+    with pytest.raises(SystemExit):
+        cli.main([*measuring, "--device-map", "auto", "--output", "r.nc"])
+    assert "got --device-map auto in 2 processes, each of which would spread" in capsys.readouterr().err
+
+
+def test_the_command_takes_automatic_batches_and_placements(measuring: list[str], tmp_path: Path) -> None:
+    plain, placed = tmp_path / "plain.nc", tmp_path / "placed.nc"
+    cli.main([*measuring, "--count", "2", "--output", str(plain)])
+    options = ["--batch-size", "auto", "--device-map", "cpu", "--dtype", "float32"]
+    cli.main([*measuring, "--count", "2", *options, "--output", str(placed)])
+    for group in ("query", "key", "rotary"):
+        assert rs.load(plain)[group].to_dataset().identical(rs.load(placed)[group].to_dataset())
+
+
 @pytest.mark.slow
 def test_the_command_measures_and_sweeps_with_torchrun(saved: Path, measuring: list[str], tmp_path: Path) -> None:
     alone, together, judged = (tmp_path / name for name in ("alone.nc", "together.nc", "sweep.nc"))

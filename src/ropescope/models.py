@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import distributed, nn
+from torch import nn
 
 from ropescope.errors import ModelError, did_you_mean, first_line
+from ropescope.workers import all_launched
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -154,7 +155,7 @@ def _spread(config: Any, device: str | torch.device, device_map: object) -> Any:
     """transformers' request for tensor parallelism over all processes, once it is clear that the heads can be split."""
     if device != "auto" or device_map is not None:
         raise ModelError("tensor_parallel chooses the devices itself: leave device and device_map out")
-    size = distributed.get_world_size() if distributed.is_initialized() else 1
+    size = all_launched().size
     if size < 2:
         raise ModelError(
             "tensor_parallel got one process alone: start several, as in torchrun --nproc-per-node 2 -m ropescope ..."

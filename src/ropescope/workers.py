@@ -80,7 +80,7 @@ class Workers:
         return self.leading or not self.lockstep
 
     def share(self, count: int) -> range:
-        """The part of `count` pieces of work that this process does: contiguous, in order of rank, even to one."""
+        """The part of `count` pieces of work that this process does: contiguous, in order of rank, equal up to one."""
         if self.lockstep:
             return range(count)
         return range(count * self.rank // self.size, count * (self.rank + 1) // self.size)
@@ -155,7 +155,7 @@ def workers_of(model: nn.Module, group: ProcessGroup | None = None) -> Workers:
 
 def holders(model: nn.Module) -> Workers:
     """The processes that hold a model's heads between them (transformers' tensor parallelism), else this one alone."""
-    for parameter in model.parameters():
+    for parameter in model.parameters() if _initialized() else ():
         if is_spread(parameter) and "tp" in (parameter.device_mesh.mesh_dim_names or ()):
             return Workers(parameter.device_mesh["tp"].get_group())
     return Workers()
@@ -163,7 +163,7 @@ def holders(model: nn.Module) -> Workers:
 
 def is_spread(weight: Tensor) -> TypeGuard[DTensor]:
     """Whether a weight is spread over processes."""
-    if not distributed.is_available() or not distributed.is_initialized():
+    if not _initialized():
         return False
     from torch.distributed.tensor import DTensor
 
@@ -203,8 +203,8 @@ def launched() -> Iterator[Workers]:
 
 
 def all_launched() -> Workers:
-    """All processes that :func:`launched` has joined."""
-    return Workers(distributed.group.WORLD) if distributed.is_initialized() else Workers()
+    """All processes of the initialised process group; this one alone where there is none."""
+    return Workers(distributed.group.WORLD) if _initialized() else Workers()
 
 
 def local_device(workers: Workers) -> str:
@@ -228,13 +228,17 @@ def local_device(workers: Workers) -> str:
 
 def first_to_speak() -> bool:
     """Whether no other process has yet said what ended the run; what the others meet then is only the echo."""
-    if not distributed.is_initialized():
+    if not _initialized():
         return True
     try:
         store = distributed.distributed_c10d._get_default_store()
         return int(store.add(_SPOKEN, 1)) == 1
     except RuntimeError:
         return distributed.get_rank() == 0
+
+
+def _initialized() -> bool:
+    return distributed.is_available() and distributed.is_initialized()
 
 
 def _told_to_stop(*_: object) -> None:

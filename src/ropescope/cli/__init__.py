@@ -20,9 +20,6 @@ from ropescope.cli import (  # noqa: F401  they register their commands
 from ropescope.cli.options import app
 from ropescope.errors import RopescopeError
 
-# As torchrun and accelerate say it; what several processes share is loaded for them only.
-_SEVERAL = int(os.environ.get("WORLD_SIZE", "1")) > 1
-
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command; bad input exits with 2 after one line, an interrupt with 130."""
@@ -40,8 +37,13 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(1)
 
 
+def _several() -> bool:
+    """Whether torchrun or accelerate started more than one process; what these share is loaded for them only."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
 def _processes() -> AbstractContextManager[Any]:
-    if not _SEVERAL:
+    if not _several():
         return nullcontext()
     from ropescope.workers import launched
 
@@ -50,7 +52,7 @@ def _processes() -> AbstractContextManager[Any]:
 
 def _say(line: str) -> None:
     """One line for the whole run, from whichever of its processes comes first."""
-    if _SEVERAL:
+    if _several():
         from ropescope.workers import first_to_speak
 
         if not first_to_speak():

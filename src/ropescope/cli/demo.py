@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ropescope.axes import STREAMS
 from ropescope.cli.drawing import draw_result, make_folder, save_figure
 from ropescope.cli.options import PAPER_SELECTIONS, app
+from ropescope.cli.reporting import write_report
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 @app.command
 def demo(*, output_dir: Path = Path("ropescope-demo")) -> None:
-    """Measure the built-in model on the built-in text, draw it, turn pairs down, and say what matters.
+    """Measure the built-in model on the built-in text, draw it, turn pairs down, say what matters, write a report.
 
     Example: `ropescope demo`
 
@@ -25,6 +26,7 @@ def demo(*, output_dir: Path = Path("ropescope-demo")) -> None:
         Folder for the result and the figures, made if it does not exist.
     """
     import ropescope as rs
+    from ropescope.files import check_target
     from ropescope.summary import summary_text
 
     make_folder(output_dir)
@@ -40,16 +42,19 @@ def demo(*, output_dir: Path = Path("ropescope-demo")) -> None:
     for written in draw_result(result, "builtin", [], STREAMS, ("png",), output_dir):
         print(f"figure: {written}")
     print(_WHAT_TO_LOOK_AT)
-    _demo_sweep(loaded, tokenizer, result, output_dir)
+    swept = _demo_sweep(loaded, tokenizer, result, output_dir)
+    page = check_target(output_dir / "builtin.html")
+    write_report({"builtin": result}, page, {"builtin": swept})
+    print(f"\nAll of it to explore, in a browser and offline: {output_dir / page.name}")
 
 
-def _demo_sweep(model: Any, tokenizer: Any, result: xr.DataTree, folder: Path) -> None:
+def _demo_sweep(model: Any, tokenizer: Any, result: xr.DataTree, folder: Path) -> xr.Dataset:
     """Turn the paper's selections down on the half of the text that was not measured."""
     import ropescope as rs
     from ropescope.curves import sweep_curves
     from ropescope.evaluation.findings import findings
     from ropescope.evaluation.plan import Controls
-    from ropescope.evaluation.records import save_sweep
+    from ropescope.evaluation.records import SWEEP
 
     print("\nWhat matters? Perplexity on other text, 4 windows of 1024 tokens, as the pairs are turned down\n")
     data = rs.sweep(
@@ -60,9 +65,10 @@ def _demo_sweep(model: Any, tokenizer: Any, result: xr.DataTree, folder: Path) -
         controls=Controls(seeds=(0,)),
         progress=True,
     )
-    save_sweep(data, (folder / "builtin-sweep.nc").resolve())
+    SWEEP.save(data, (folder / "builtin-sweep.nc").resolve())
     print(f"figure: {save_figure(sweep_curves({'builtin': data}), folder / 'builtin-curves.png')}\n")
     print("\n".join(findings(data)))
+    return data
 
 
 _WHAT_TO_LOOK_AT = """

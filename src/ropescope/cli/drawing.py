@@ -50,9 +50,9 @@ def draw_result(
 
 def draw_sweeps(paths: list[Path], formats: Iterable[str], folder: Path) -> Iterable[Path]:
     from ropescope.curves import sweep_curves
-    from ropescope.evaluation.records import load_sweep
+    from ropescope.evaluation.records import SWEEP
 
-    figure = sweep_curves({path.stem: load_sweep(path) for path in paths})
+    figure = sweep_curves({path.stem: SWEEP.load(path) for path in paths})
     make_folder(folder)
     for extension in formats:
         yield save_figure(figure, folder / f"{paths[0].stem}-curves.{extension}")

@@ -130,6 +130,7 @@ def figures(
         Folder for the files, made if it does not exist.
     """
     import ropescope as rs
+    from ropescope.evaluation.records import SWEEP
     from ropescope.results import schema_of
 
     if not results:
@@ -137,7 +138,7 @@ def figures(
     chosen = parse_heads(heads)
     if any(None in place for place in chosen):
         raise InputError("figures got '*' in --heads; name each head as LAYER:HEAD")
-    sweeps = [path for path in results if schema_of(path) == "ropescope-sweep"]
+    sweeps = [path for path in results if schema_of(path) == SWEEP.name]
     for path in results:
         if path not in sweeps:
             for written in draw_result(rs.load(path), path.stem, chosen, streams_of(stream), format, output_dir):

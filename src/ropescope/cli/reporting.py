@@ -38,15 +38,15 @@ def report(
     overwrite
         Replace the HTML file if it exists.
     """
-    from ropescope.evaluation.records import load_sweep
-    from ropescope.evaluation.task_records import load_tasks
+    from ropescope.evaluation.records import SWEEP
+    from ropescope.evaluation.task_records import TASKS
     from ropescope.files import check_target
 
     target = check_target(output, overwrite=overwrite)
     measured, swept, evaluated = _sorted(files)
     results = load_results(measured)
-    sweeps = {name: load_sweep(path) for name, path in named(swept).items()}
-    tasks = {name: load_tasks(path) for name, path in named(evaluated).items()}
+    sweeps = {name: SWEEP.load(path) for name, path in named(swept).items()}
+    tasks = {name: TASKS.load(path) for name, path in named(evaluated).items()}
     write_report(results, target, sweeps, tasks)
     print(f"report: {output} ({target.stat().st_size / 1e6:.1f} MB)")
 
@@ -70,11 +70,12 @@ def write_report(
 
 def _sorted(paths: Sequence[Path]) -> tuple[list[Path], list[Path], list[Path]]:
     """Measurements, sweeps and tasks; what is none of them goes with the measurements, whose loading says so."""
-    from ropescope.evaluation import records, task_records
+    from ropescope.evaluation.records import SWEEP
+    from ropescope.evaluation.task_records import TASKS
     from ropescope.results import schema_of
 
     schemas = {path: schema_of(path) for path in paths}
-    sweeps, tasks = ([p for p in paths if schemas[p] == each.SCHEMA] for each in (records, task_records))
+    sweeps, tasks = ([p for p in paths if schemas[p] == each.name] for each in (SWEEP, TASKS))
     measurements = [path for path in paths if path not in (*sweeps, *tasks)]
     if not measurements:
         raise InputError("report got no measurement; name at least one file of 'ropescope measure'")

@@ -15,7 +15,9 @@ from ropescope.cli.options import (
     ModelOptions,
     ResultPath,
     app,
+    leading,
     load_chosen,
+    sharing,
     stem_of,
 )
 
@@ -51,7 +53,8 @@ def tasks(
     Tasks, prompts, scores and standard errors are those of lm-evaluation-harness (`pip install 'ropescope[tasks]'`).
     Each score of the weighted model is compared with the plain one document by document. Every finished task is kept:
     the same command after a crash, or after a task failed, goes on where it was. Writes the scores (.nc) and the
-    table (.md, .csv, .json), and prints the table. Several selections and strengths share the plain run.
+    table (.md, .csv, .json), and prints the table. Several selections and strengths share the plain run; under
+    `torchrun --nproc-per-node N -m ropescope` the processes share the tasks and strengths.
 
     Example: `ropescope tasks Qwen/Qwen3-8B qwen3.nc --select table1 --alpha 0.1 --tasks hellaswag,mmlu --limit 500`
 
@@ -109,9 +112,11 @@ def tasks(
         path=target,
         overwrite=overwrite,
         samples=samples,
+        group=sharing(options),
         progress=True,
     )
-    _report(data, target)
+    if leading():
+        _report(data, target)
 
 
 def _report(data: xr.Dataset, target: Path) -> None:

@@ -93,10 +93,16 @@ def _overlap_sentence(name: str, stream: str, data: xr.Dataset) -> str:
     value, verdict = float(one["jaccard"]), _against_chance(one)
     if np.isnan(value):
         return f"Neither has {stream} {_WORDS[name]}."
+    if not _in_both(one):
+        return f"Only one of them has {stream} {_WORDS[name]} ({sizes})."
     expected = float(one["chance"].sel({PLACEMENT: PER_HEAD, ESTIMATE: "value"}))
     halves = "" if np.isnan(one["halves"]) else f"; halves of one result overlap {float(one['halves']):.2f}"
     start = f"{stream.capitalize()} {_WORDS[name]} ({sizes})"
     return f"{start} overlap {value:.2f}, {verdict} chance ({expected:.2f}){halves}."
+
+
+def _in_both(one: xr.Dataset) -> bool:
+    return bool(one["first_members"] > 0) and bool(one["other_members"] > 0)
 
 
 def _against_chance(one: xr.Dataset) -> str:
@@ -133,6 +139,8 @@ def _claim(name: str, stream: str, data: xr.Dataset) -> str:
     value, halves = float(one["jaccard"]), float(one["halves"])
     if np.isnan(value):
         return f"for {subject} it cannot be judged, there are none"
+    if not _in_both(one):
+        return f"for {subject} it cannot be judged, one result has none"
     if _against_chance(one) != "more than":
         return f"for {subject} it does not hold, they overlap no more than chance"
     if np.isnan(halves):

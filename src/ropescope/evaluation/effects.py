@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 
 from ropescope.errors import InputError, did_you_mean
-from ropescope.evaluation.records import ALPHA, ARM, LOWEST_NORM, RANDOM, SELECTION, check_sweep
+from ropescope.evaluation.records import ALPHA, ARM, LOWEST_NORM, RANDOM, SELECTION, SWEEP
 from ropescope.tables import Table, csv_text
 
 ESTIMATE, CONTROL = "estimate", "control"
@@ -53,7 +53,7 @@ def change(data: xr.Dataset, *, resamples: int = 10_000, seed: int = 0) -> xr.Da
     ResultError
         If the dataset is no sweep.
     """
-    check_sweep(data, "the dataset")
+    SWEEP.check(data, "the dataset")
     if resamples < 1:
         raise InputError(f"resamples got {resamples}; it is at least 1")
     nats = _with_random(data["nats"])

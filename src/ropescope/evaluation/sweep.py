@@ -26,13 +26,11 @@ from ropescope.evaluation.plan import ALPHAS, THREE_SEEDS, Controls, Plan, mask_
 from ropescope.evaluation.records import (
     ALPHA,
     ARM,
-    SCHEMA_VERSION,
     SELECTION,
     STREAM,
+    SWEEP,
     WINDOW,
     labelled,
-    load_sweep,
-    save_sweep,
 )
 from ropescope.files import check_target
 from ropescope.interventions import derotated, weighted_rope
@@ -131,7 +129,7 @@ def sweep(
     target = None if path is None else check_target(path)
     if target is not None and workers.agreed(workers.leading and _finished(target, provenance, overwrite)):
         drop_journal(target, facts, workers)
-        return load_sweep(target)
+        return SWEEP.load(target)
     for mask in plan.masks():
         with intervention(model, mask, 1.0):
             pass
@@ -151,7 +149,7 @@ def sweep(
         cells = _run(plan, judge, journal, workers, len(windows), progress)
         data = _dataset(plan, cells, np.full(len(windows), scored), provenance)
         if target is not None and journal is not None and workers.leading:
-            save_sweep(data, target)
+            SWEEP.save(data, target)
             journal.remove()
     return data
 
@@ -165,7 +163,7 @@ def _configuration(
         raise InputError(f"got the intervention {intervention!r}; give a function with a name, which the file records")
     packages = ("ropescope", "torch", "transformers", "numpy")
     return {
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": SWEEP.version,
         "model": {**model_provenance(model), "device": model.device.type},
         "windows": {"shape": list(windows.shape), "sha256": windows_protocol(windows[:])["sha256"]},
         "intervention": f"{intervention.__module__}.{name}",
@@ -195,7 +193,7 @@ def _finished(target: Path, provenance: Mapping[str, Any], overwrite: bool) -> b
     """Whether a file holds this very sweep; if not, it must be one that may be replaced."""
     if target.exists():
         with suppress(ResultError, KeyError, ValueError):
-            if json.loads(load_sweep(target).attrs["provenance"]) == json.loads(json.dumps(provenance)):
+            if json.loads(SWEEP.load(target).attrs["provenance"]) == json.loads(json.dumps(provenance)):
                 return True
         check_target(target, overwrite=overwrite)
     return False

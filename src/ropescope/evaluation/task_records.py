@@ -1,23 +1,18 @@
-"""The schema of evaluated tasks, and one file for it: written whole or not at all, read fully into memory."""
+"""What evaluated tasks hold, as a dataset and, one by one, as text."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from ropescope.errors import ResultError, first_line
 from ropescope.evaluation.harness import Evaluated, Score
-from ropescope.files import written_whole
+from ropescope.evaluation.schema import Schema
 
-SCHEMA = "ropescope-tasks"
-SCHEMA_VERSION = 1
 PLAIN = "plain"
 ARM, SCORE, ITEM = "arm", "score", "item"
 TASK, METRIC, FILTER, SELECTION, ALPHA = "task", "metric", "filter", "selection", "alpha"
@@ -32,6 +27,16 @@ VARIABLES = {
     "weight": ("weight of a document in the score", (ITEM,)),
     "item_score": ("row of the score that a document belongs to", (ITEM,)),
 }
+
+
+TASKS = Schema(
+    "ropescope-tasks",
+    1,
+    {name: dims for name, (_, dims) in VARIABLES.items()},
+    what="a file of tasks",
+    command="ropescope tasks",
+    again="run the tasks again",
+)
 
 
 def to_json(evaluated: Evaluated) -> str:
@@ -95,58 +100,4 @@ def labelled(
         "version": (SCORE, [score.version for score in plain]),
         "members": (SCORE, [" ".join(score.members) for score in plain]),
     }
-    text = json.dumps(provenance, allow_nan=False, ensure_ascii=False)
-    return xr.Dataset(arrays, coordinates, {"schema": SCHEMA, "schema_version": SCHEMA_VERSION, "provenance": text})
-
-
-def load_tasks(path: str | Path) -> xr.Dataset:
-    """Read evaluated tasks fully into memory.
-
-    Raises
-    ------
-    ResultError
-        If the file is missing, damaged, of another kind, or of another schema version.
-    """
-    if not Path(path).is_file():
-        kind = "is a folder" if Path(path).is_dir() else "does not exist"
-        raise ResultError(f"cannot read {path}: it {kind}; give a file written by 'ropescope tasks'")
-    try:
-        with closing(xr.open_dataset(path, engine="h5netcdf", decode_times=False)) as opened:
-            data = opened.load().drop_encoding()
-    except Exception as error:  # a damaged file makes HDF5 raise almost any type
-        raise ResultError(
-            f"{path} is damaged or no NetCDF4 file ({first_line(error)}): copy it again or run the tasks again"
-        ) from error
-    check_tasks(data, str(path))
-    return data
-
-
-def check_tasks(data: xr.Dataset, source: str) -> None:
-    """Refuse a dataset that does not hold evaluated tasks of this schema version.
-
-    Raises
-    ------
-    ResultError
-        Naming `source` and what is wrong.
-    """
-    if data.attrs.get("schema") != SCHEMA:
-        raise ResultError(
-            f"{source} holds no evaluated tasks: its schema is {data.attrs.get('schema')!r}, not {SCHEMA!r}; give a "
-            "file written by 'ropescope tasks'"
-        )
-    if data.attrs.get("schema_version") != SCHEMA_VERSION:
-        raise ResultError(
-            f"{source} has schema version {data.attrs.get('schema_version')}; this ropescope reads {SCHEMA_VERSION}: "
-            "upgrade ropescope, or run the tasks again"
-        )
-    for name, (_, dims) in VARIABLES.items():
-        if name not in data or data[name].dims != dims:
-            raise ResultError(f"{source}: {name} must have dims {dims}; run the tasks again")
-
-
-def save_tasks(data: xr.Dataset, target: Path) -> None:
-    """Write evaluated tasks as one NetCDF4 file, whole or not at all, the same bytes for the same scores."""
-    # through memory, since HDF5 on a full disk also complains from its destructors
-    content = data.to_netcdf(engine="h5netcdf")
-    with written_whole(target) as partial:
-        partial.write_bytes(content)
+    return xr.Dataset(arrays, coordinates, TASKS.attributes(provenance))

@@ -13,7 +13,7 @@ import xarray as xr
 
 from ropescope.errors import InputError, did_you_mean
 from ropescope.evaluation.paired import Difference, binary_difference, bootstrap_difference
-from ropescope.evaluation.task_records import ALPHA, ARM, FILTER, METRIC, PLAIN, SCORE, SELECTION, TASK, check_tasks
+from ropescope.evaluation.task_records import ALPHA, ARM, FILTER, METRIC, PLAIN, SCORE, SELECTION, TASK, TASKS
 from ropescope.tables import Section, Table, csv_text
 
 FORMATS = ("text", "markdown", "csv", "json")
@@ -93,7 +93,7 @@ def compared(data: xr.Dataset, *, resamples: int = 10_000) -> list[Row]:
     ResultError
         If the dataset holds no evaluated tasks.
     """
-    check_tasks(data, "the dataset")
+    TASKS.check(data, "the dataset")
     arms = [str(arm) for arm in data[ARM].values if arm != PLAIN]
     return [_row(data.sel({ARM: [PLAIN, arm]}), place, resamples) for place in range(data.sizes[SCORE]) for arm in arms]
 

@@ -22,11 +22,9 @@ from ropescope.evaluation.harness import Evaluated, Harness, Protocol, json_defa
 from ropescope.evaluation.plan import cell_name, checked_alphas, mask_digest
 from ropescope.evaluation.task_records import (
     PLAIN,
-    SCHEMA_VERSION,
+    TASKS,
     from_json,
     labelled,
-    load_tasks,
-    save_tasks,
     to_json,
 )
 from ropescope.files import check_target, written_whole
@@ -148,7 +146,7 @@ def evaluate_tasks(
             raise TaskError("; ".join(failed.values()))
         data = _dataset(arms, found, {**provenance, "failed": failed})
         if target is not None and journal is not None and workers.leading:
-            save_tasks(data, target)
+            TASKS.save(data, target)
             if not failed:
                 journal.remove()
     return data
@@ -176,7 +174,7 @@ def _configuration(model: PreTrainedModel, protocol: Protocol, intervention: Int
         raise InputError(f"got the intervention {intervention!r}; give a function with a name, which the file records")
     packages = ("ropescope", "torch", "transformers", "lm_eval", "datasets")
     return {
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": TASKS.version,
         "model": {**model_provenance(model), "device": model.device.type},
         "protocol": protocol.facts(),
         "intervention": f"{intervention.__module__}.{name}",
@@ -199,7 +197,7 @@ def _finished(target: Path, provenance: Mapping[str, Any], overwrite: bool) -> x
     """The dataset of a file if it is of this very run and whole; None if it may be replaced."""
     same = False
     try:
-        data = load_tasks(target)
+        data = TASKS.load(target)
         kept = json.loads(data.attrs["provenance"])
         failed = kept.pop("failed")
         same = kept == json.loads(json.dumps(provenance))
