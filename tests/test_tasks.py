@@ -19,6 +19,7 @@ import xarray as xr
 
 from architectures import state_of
 from harness_tasks import DATA, multiple_choice, write, write_tasks
+from launching import run_job
 from ropescope.cli import main
 from ropescope.errors import InputError, ResultError, TaskError
 from ropescope.evaluation import harness as harness_module
@@ -33,6 +34,7 @@ from ropescope.models import load_model
 from ropescope.results import save
 from ropescope.selection import select
 from ropescope.windows import token_windows
+from worker_jobs import save_models_with_text
 
 pytest.importorskip("lm_eval")
 pytestmark = [pytest.mark.usefixtures("one_thread")]
@@ -43,7 +45,10 @@ ANIMALS = ["a cat", "a dog", "the model", "of models"]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three tasks of forty documents, a group of the first two, and a task whose data set is nowhere."""
-    folder: Path = tmp_path_factory.mktemp("harness")
+    return with_tasks(tmp_path_factory.mktemp("harness"))
+
+
+def with_tasks(folder: Path) -> Path:
     documents = folder / "documents.jsonl"
     rows = [{"query": f"{n} is what?", "choices": ANIMALS, "gold": n % 4} for n in range(40)]
     documents.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -412,6 +417,12 @@ class TestFile:
         (tmp_path / "text.nc").write_text("text")
         with pytest.raises(ResultError, match="damaged or no NetCDF4"):
             TASKS.load(tmp_path / "text.nc")
+
+
+@pytest.mark.slow
+def test_processes_that_share_tasks_equal_one(tmp_path: Path) -> None:
+    save_models_with_text(with_tasks(tmp_path))
+    run_job(2, "tasks", tmp_path)
 
 
 def test_the_report_shows_tasks(result: xr.DataTree, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -157,7 +158,45 @@ def share_smollm2(workers: Workers, folder: Path) -> None:
     np.testing.assert_allclose(nats, plain["nats"].sel(selection="bands", arm="selection", alpha=0), rtol=1e-4)
 
 
-JOBS = {"windows": share_windows, "heads": share_heads, "smollm2": share_smollm2}
+def share_tasks(workers: Workers, folder: Path) -> None:
+    """Tasks and arms shared out, and asked of a model whose heads are spread; the folder holds models and tasks."""
+    from lm_eval.tasks import TaskManager
+
+    from ropescope.evaluation import harness
+    from ropescope.evaluation.harness import Protocol
+
+    # the harness's own index takes seconds
+    harness.task_manager = lambda path: TaskManager(include_path=str(path), include_defaults=False)
+    protocol = Protocol(limit=4, include_path=folder)
+    for architecture in ARCHITECTURES:
+        model, tokenizer = rs.load_model(folder / str(architecture), device="cpu")
+        masks = {"low": rs.select(rs.measure(model, tokens(2, 96), **FRAMES), "pair < 2")}
+        options = {"alpha": 0.0, "protocol": protocol}
+        alone = rs.evaluate_tasks(model, tokenizer, ["first", "rolling"], masks, **options)
+        path = folder / f"{architecture}.nc"
+        for _ in range(2 if architecture is LLAMA else 1):
+            together = rs.evaluate_tasks(
+                model, tokenizer, ["first", "rolling"], masks, path=path, group=workers.group, **options
+            )
+            # each process has measured for itself, at a time of its own
+            xr.testing.assert_equal(together, alone)
+        assert not path.with_name(f"{path.name}.partial").exists()
+        spread, _ = rs.load_model(folder / str(architecture), tensor_parallel=True, dtype="float32")
+        data = rs.evaluate_tasks(spread, tokenizer, ["rolling"], masks, **options)
+        np.testing.assert_allclose(data["outcome"], alone["outcome"][:, -data.sizes["item"] :], rtol=1e-4)
+
+
+JOBS = {"windows": share_windows, "heads": share_heads, "smollm2": share_smollm2, "tasks": share_tasks}
+
+
+def save_models_with_text(folder: Path) -> None:
+    """The small architectures with a vocabulary that text can be written in."""
+    from tiny import SIZES, byte_level_tokenizer
+
+    for architecture in ARCHITECTURES:
+        wide = replace(architecture, settings={**architecture.settings, "vocab_size": SIZES["vocab_size"]})
+        wide.build().save_pretrained(folder / str(architecture))
+        byte_level_tokenizer().save_pretrained(folder / str(architecture))
 
 
 def save_models(folder: Path) -> None:

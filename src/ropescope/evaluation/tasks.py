@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -124,9 +124,9 @@ def evaluate_tasks(
     provenance = {**facts, "include_path": _text(protocol.include_path), "tasks": list(tasks)}
     provenance["selections"] = _selections(masks)
     target = None if path is None else check_target(path)
-    if target is not None and target.exists() and (done := _finished(target, provenance, overwrite)) is not None:
+    if target is not None and workers.agreed(workers.leading and _finished(target, provenance, overwrite)):
         drop_journal(target, facts, workers)
-        return done
+        return TASKS.load(target)
 
     def judge(task: str, arm: str) -> Evaluated:
         selection, strength = arms[arm]
@@ -193,20 +193,19 @@ def _selections(masks: Mapping[str, PairMask]) -> dict[str, Any]:
     }
 
 
-def _finished(target: Path, provenance: Mapping[str, Any], overwrite: bool) -> xr.Dataset | None:
-    """The dataset of a file if it is of this very run and whole; None if it may be replaced."""
+def _finished(target: Path, provenance: Mapping[str, Any], overwrite: bool) -> bool:
+    """Whether a file holds this very run, and all of it; if not, it must be one that may be replaced."""
+    if not target.exists():
+        return False
     same = False
-    try:
-        data = TASKS.load(target)
-        kept = json.loads(data.attrs["provenance"])
+    with suppress(ResultError, KeyError, ValueError):
+        kept = json.loads(TASKS.load(target).attrs["provenance"])
         failed = kept.pop("failed")
         same = kept == json.loads(json.dumps(provenance))
         if same and not failed:
-            return data
-    except (ResultError, KeyError, ValueError):
-        pass
+            return True
     check_target(target, overwrite=overwrite or same)
-    return None
+    return False
 
 
 def _cells(
