@@ -23,7 +23,7 @@ from launching import run_job
 from ropescope.cli import main
 from ropescope.errors import InputError, ResultError, TaskError
 from ropescope.evaluation import harness as harness_module
-from ropescope.evaluation.harness import Evaluated, Harness, Protocol, Score
+from ropescope.evaluation.harness import Evaluated, Harness, Score, TaskProtocol
 from ropescope.evaluation.task_records import TASKS, labelled, to_json
 from ropescope.evaluation.task_table import compared, tasks_table
 from ropescope.evaluation.tasks import evaluate_tasks
@@ -110,7 +110,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def run(loaded: Any, folder: Path, masks: Any, tasks: Any = ("first",), **options: Any) -> xr.Dataset:
-    protocol = Protocol(limit=12, include_path=folder, batch_size=4)
+    protocol = TaskProtocol(limit=12, include_path=folder, batch_size=4)
     return evaluate_tasks(*loaded, list(tasks), masks, **{"alpha": 0.0, "protocol": protocol, **options})
 
 
@@ -155,7 +155,7 @@ def test_the_plain_column_is_what_the_harness_itself_prints(
 
 def test_at_alpha_one_the_harness_sees_the_plain_model(loaded: Any, folder: Path, masks: Any) -> None:
     model, _ = loaded
-    harness = Harness(*loaded, Protocol(limit=12, include_path=folder))
+    harness = Harness(*loaded, TaskProtocol(limit=12, include_path=folder))
     with undisturbed(model):
         plain = harness.evaluate("rolling")
     with undisturbed(model), weighted_rope(model, masks["all"], 1.0):
@@ -174,7 +174,7 @@ def test_bands_turned_off_ruin_a_real_model(builtin: Any, tmp_path: Path) -> Non
     write_tasks(tmp_path, DATA)
     model, tokenizer = builtin
     measured = measure(model, token_windows(tokenizer, "builtin", length=1024, count=1))
-    protocol = Protocol(limit=16, include_path=tmp_path, batch_size=8)
+    protocol = TaskProtocol(limit=5, include_path=tmp_path, batch_size=8)
     data = evaluate_tasks(*builtin, ["truthfulqa_mc2"], {"bands": select(measured, "bands")}, 0.0, protocol=protocol)
     row = compared(data)[0]
     outcomes = data["outcome"].values
@@ -210,7 +210,7 @@ def test_the_dataset_is_labelled(loaded: Any, folder: Path, masks: Any) -> None:
 
 def test_few_shots_seed_and_settings_reach_the_harness(loaded: Any, folder: Path, masks: Any, tmp_path: Path) -> None:
     settings = {"system_instruction": "Be kind."}
-    protocol = Protocol(limit=3, include_path=folder, num_fewshot=2, seed=7, settings=settings)
+    protocol = TaskProtocol(limit=3, include_path=folder, num_fewshot=2, seed=7, settings=settings)
     data = run(loaded, folder, {"all": masks["all"]}, ["first"], protocol=protocol, samples=tmp_path)
     assert data.shots.values.tolist() == [2]
     logs = {path.name: path.read_text().splitlines() for path in tmp_path.iterdir()}
@@ -218,7 +218,10 @@ def test_few_shots_seed_and_settings_reach_the_harness(loaded: Any, folder: Path
     rows = [json.loads(line) for line in logs["samples_first_plain.jsonl"]]
     prompt = rows[0]["arguments"][0][0]
     assert prompt.startswith("Be kind.") and prompt.count("is what?") == 3
-    other = {"protocol": Protocol(limit=3, include_path=folder, num_fewshot=2, seed=8), "samples": tmp_path / "other"}
+    other = {
+        "protocol": TaskProtocol(limit=3, include_path=folder, num_fewshot=2, seed=8),
+        "samples": tmp_path / "other",
+    }
     run(loaded, folder, {"all": masks["all"]}, ["first"], **other)
     redrawn = json.loads((tmp_path / "other" / "samples_first_plain.jsonl").read_text().splitlines()[0])
     assert redrawn["arguments"][0][0].removeprefix("Be kind.").strip() != prompt.removeprefix("Be kind.").strip()
@@ -278,7 +281,7 @@ class TestNothingIsLost:
         for name in ("good", "bad"):
             write(own, multiple_choice(name, folder / f"{name}.jsonl", **texts))
         (folder / "good.jsonl").write_text((folder / "documents.jsonl").read_text())
-        fresh = {"protocol": Protocol(limit=5, include_path=own)}
+        fresh = {"protocol": TaskProtocol(limit=5, include_path=own)}
         first = run(loaded, own, masks["all"], ["good", "bad"], path=path, **fresh)
         assert first.task.values.tolist() == ["good"]
         (folder / "bad.jsonl").write_text((folder / "documents.jsonl").read_text())
@@ -288,7 +291,7 @@ class TestNothingIsLost:
         assert second.task.values.tolist() == ["good", "bad"]
 
     def test_cells_are_known_by_the_definition_of_their_task(self, loaded: Any, folder: Path) -> None:
-        harness = Harness(*loaded, Protocol(include_path=folder))
+        harness = Harness(*loaded, TaskProtocol(include_path=folder))
         index = harness.manager.task_index
         before = {name: harness.definition(name) for name in ("first", "second", "both")}
         assert len(set(before.values())) == 3
@@ -329,8 +332,8 @@ class TestBadInput:
             ({"masks": {}}, "got no masks"),
             ({"masks": {"bands": 3}}, "selection 'bands' is a int; give PairMasks by name"),
             ({"alpha": 1.5}, "alpha got 1.5"),
-            ({"protocol": Protocol(settings={"limits": 3})}, "settings got 'limits'.*did you mean 'limit'"),
-            ({"protocol": Protocol(include_path="nowhere")}, "include_path got nowhere, which is no folder"),
+            ({"protocol": TaskProtocol(settings={"limits": 3})}, "settings got 'limits'.*did you mean 'limit'"),
+            ({"protocol": TaskProtocol(include_path="nowhere")}, "include_path got nowhere, which is no folder"),
             ({"intervention": lambda *_: None}, "give a function with a name"),
         ],
     )

@@ -163,11 +163,11 @@ def share_tasks(workers: Workers, folder: Path) -> None:
     from lm_eval.tasks import TaskManager
 
     from ropescope.evaluation import harness
-    from ropescope.evaluation.harness import Protocol
+    from ropescope.evaluation.harness import TaskProtocol
 
     # the harness's own index takes seconds
     harness.task_manager = lambda path: TaskManager(include_path=str(path), include_defaults=False)
-    protocol = Protocol(limit=4, include_path=folder)
+    protocol = TaskProtocol(limit=4, include_path=folder)
     for architecture in ARCHITECTURES:
         model, tokenizer = rs.load_model(folder / str(architecture), device="cpu")
         masks = {"low": rs.select(rs.measure(model, tokens(2, 96), **FRAMES), "pair < 2")}

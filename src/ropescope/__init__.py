@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ropescope.entropy import sequence_fe as sequence_fe
     from ropescope.entropy import spectrum_fe as spectrum_fe
     from ropescope.entropy import white_noise_entropy as white_noise_entropy
+    from ropescope.evaluation.harness import TaskProtocol as TaskProtocol
     from ropescope.evaluation.perplexity import perplexity as perplexity
     from ropescope.evaluation.plan import Controls as Controls
     from ropescope.evaluation.sweep import sweep as sweep
@@ -50,6 +51,7 @@ _HOME = {
     "perplexity": "evaluation.perplexity",
     "sweep": "evaluation.sweep",
     "evaluate_tasks": "evaluation.tasks",
+    "TaskProtocol": "evaluation.harness",
     "Controls": "evaluation.plan",
     "compare": "comparison.agreement",
     "localise": "localisation.places",

@@ -90,7 +90,7 @@ def tasks(
         Replace that file if it holds another run.
     """
     import ropescope as rs
-    from ropescope.evaluation.harness import Protocol, check_installed
+    from ropescope.evaluation.harness import TaskProtocol, check_installed
     from ropescope.evaluation.sweep import rotation_kept
     from ropescope.files import check_target
     from ropescope.interventions import weighted_rope
@@ -107,7 +107,7 @@ def tasks(
         [name for text in tasks for name in text.split(",") if name],
         masks,
         alpha,
-        protocol=Protocol(num_fewshot, limit, batch_size, seed, include_path, settings),
+        protocol=TaskProtocol(num_fewshot, limit, batch_size, seed, include_path, settings),
         intervention=rotation_kept if derotate else weighted_rope,
         path=target,
         overwrite=overwrite,

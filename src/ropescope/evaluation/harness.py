@@ -30,7 +30,7 @@ OURS = ("model", "model_args", "tasks", "task_manager", "log_samples", "batch_si
 
 
 @dataclass(frozen=True)
-class Protocol:
+class TaskProtocol:
     """How the harness asks; every field but the folder goes to its ``simple_evaluate`` as it is.
 
     Parameters
@@ -123,7 +123,7 @@ class Harness:
         If the harness is not installed, or a setting is none of its own.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, protocol: Protocol) -> None:
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, protocol: TaskProtocol) -> None:
         check_installed()
         _check_settings(protocol.settings)
         if protocol.include_path is not None and not Path(protocol.include_path).is_dir():

@@ -18,7 +18,7 @@ import xarray as xr
 from tqdm import tqdm
 
 from ropescope.errors import InputError, ResultError, TaskError
-from ropescope.evaluation.harness import Evaluated, Harness, Protocol, json_default
+from ropescope.evaluation.harness import Evaluated, Harness, TaskProtocol, json_default
 from ropescope.evaluation.plan import cell_name, checked_alphas, mask_digest
 from ropescope.evaluation.task_records import (
     PLAIN,
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from ropescope.evaluation.sweep import Intervention
 
-DEFAULT_PROTOCOL = Protocol()
+DEFAULT_PROTOCOL = TaskProtocol()
 
 
 def evaluate_tasks(
@@ -50,7 +50,7 @@ def evaluate_tasks(
     mask: PairMask | Mapping[str, PairMask],
     alpha: float | Iterable[float] = 0.1,
     *,
-    protocol: Protocol = DEFAULT_PROTOCOL,
+    protocol: TaskProtocol = DEFAULT_PROTOCOL,
     intervention: Intervention = weighted_rope,
     path: str | Path | None = None,
     overwrite: bool = False,
@@ -167,7 +167,7 @@ def _arms(masks: Mapping[str, PairMask], alphas: Iterable[float]) -> dict[str, t
     return {PLAIN: (PLAIN, 1.0)} | {f"{name} at {alpha:g}": (name, alpha) for name in masks for alpha in strengths}
 
 
-def _configuration(model: PreTrainedModel, protocol: Protocol, intervention: Intervention) -> dict[str, Any]:
+def _configuration(model: PreTrainedModel, protocol: TaskProtocol, intervention: Intervention) -> dict[str, Any]:
     """All that decides the scores of a task under a mask at a strength."""
     name = getattr(intervention, "__qualname__", "<none>")
     if "<" in name:
