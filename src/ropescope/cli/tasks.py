@@ -128,7 +128,7 @@ def _report(data: xr.Dataset, target: Path) -> None:
     formats: tuple[tuple[str, Format], ...] = (("md", "markdown"), ("csv", "csv"), ("json", "json"))
     for extension, format in formats:
         with written_whole(check_target(target.with_suffix(f".{extension}"))) as partial:
-            partial.write_text(tasks_table(data, format=format))
+            partial.write_text(tasks_table(data, format=format).rstrip("\n") + "\n")
     print(f"\nscores: {target}\ntables: the same name with .md, .csv and .json")
     failed = json.loads(data.attrs["provenance"])["failed"]
     for reason in failed.values():

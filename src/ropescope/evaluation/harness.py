@@ -169,7 +169,7 @@ class Harness:
         import lm_eval
 
         try:
-            with quiet(), _leading(), nullcontext() if progress else redirect_stderr(io.StringIO()):
+            with quiet(), _leading(), _without_git(), nullcontext() if progress else redirect_stderr(io.StringIO()):
                 found = lm_eval.simple_evaluate(
                     model=self.wrapped,
                     tasks=[task],
@@ -216,6 +216,19 @@ def _definitions(index: Mapping[str, Any], name: str) -> dict[str, Any]:
     for member in members:
         found |= _definitions(index, member) if isinstance(member, str) else {str(member): member}
     return found
+
+
+@contextmanager
+def _without_git() -> Iterator[None]:
+    """The harness asks git for a commit, and outside a repository git complains on the terminal by itself."""
+    from lm_eval import evaluator
+
+    own = getattr(evaluator, "get_git_commit_hash", None)
+    evaluator.get_git_commit_hash = lambda: None
+    try:
+        yield
+    finally:
+        evaluator.get_git_commit_hash = own
 
 
 @contextmanager
