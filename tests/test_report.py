@@ -18,7 +18,7 @@ from ropescope import cli
 from ropescope.entropy import white_noise_entropy
 from ropescope.errors import InputError
 from ropescope.evaluation.records import SWEEP, labelled
-from ropescope.report import _inside_script, render
+from ropescope.report import _inside_script, content, render
 from ropescope.report.cards import card
 from ropescope.report.encoding import (
     ABSENT,
@@ -185,6 +185,16 @@ def test_facts_carry_reference_lines_wavelengths_and_the_first_view(page):
     layer, head, pair = facts["streams"]["query"]["start"]
     assert (layer, head) == (0, 1) and pair in (4, 5, 6)
     assert facts["streams"]["query"]["norms"]["heads"] == [[0, 1], [1, 0]]
+
+
+def test_cells_are_joined_where_many_heads_are_kept(monkeypatch):
+    data = stream_data(synthetic_result(kept=[(0, 1), (1, 0)], cells=32), "query")
+    norms, position = data["norm"].values, data["position"].values
+    monkeypatch.setattr(content, "_NORM_CELLS", norms.size // 3 + 1)
+    values, starts = content._coarse_norms(data)
+    np.testing.assert_allclose(values[..., 1], norms[..., 3:6].mean(-1), rtol=1e-6)
+    np.testing.assert_allclose(values[..., -1], norms[..., 30:].mean(-1), rtol=1e-6)
+    np.testing.assert_array_equal(starts, position[::3])
 
 
 def test_a_result_without_kept_norms_has_no_norms():

@@ -71,7 +71,8 @@ def share_cells(workers: Workers, model: Any, path: Path) -> None:
     alone = rs.sweep(model, tokens(3, 24, seed=1), masks, **options)
     for _ in range(2):
         together = rs.sweep(model, tokens(3, 24, seed=1), masks, path=path, group=workers.group, **options)
-        xr.testing.assert_identical(together, alone)
+        # not the attributes: each process has measured for itself, at a time of its own
+        xr.testing.assert_equal(together, alone)
     assert not path.with_name(f"{path.name}.partial").exists()
 
 
@@ -146,7 +147,7 @@ def share_smollm2(workers: Workers, folder: Path) -> None:
     mask = rs.select(alone, "bands")
     options = {"alphas": (0,), "controls": Controls(seeds=(0,))}
     plain = rs.sweep(model, windows[:2], {"bands": mask}, **options)
-    xr.testing.assert_identical(rs.sweep(model, windows[:2], {"bands": mask}, group=workers.group, **options), plain)
+    xr.testing.assert_equal(rs.sweep(model, windows[:2], {"bands": mask}, group=workers.group, **options), plain)
     spread, _ = rs.load_model(folder, tensor_parallel=True, dtype="float32")
     same_values(
         rs.measure(spread, windows[:2], hop_length=64, **frames),
@@ -178,7 +179,6 @@ def share_tasks(workers: Workers, folder: Path) -> None:
             together = rs.evaluate_tasks(
                 model, tokenizer, ["first", "rolling"], masks, path=path, group=workers.group, **options
             )
-            # each process has measured for itself, at a time of its own
             xr.testing.assert_equal(together, alone)
         assert not path.with_name(f"{path.name}.partial").exists()
         spread, _ = rs.load_model(folder / str(architecture), tensor_parallel=True, dtype="float32")

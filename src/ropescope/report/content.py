@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -46,6 +47,8 @@ from ropescope.results import (
 )
 from ropescope.summary import BAND, OUTLIER, PERIODIC
 
+# Bytes for the kept norms of a stream, before compression: every head of a small model, some heads of a large one.
+_NORM_CELLS = 3 * 2**20
 DETAILS = ("mean_norm", "dc_share", "dominant_period", "peak_share")
 ENCODING = {
     "steps": STEPS,
@@ -158,7 +161,7 @@ def _start(result: xr.DataTree, stream: str) -> list[int]:
 def _norm_facts(data: xr.Dataset, stream: str, layers: list[int]) -> dict[str, Any] | None:
     if NORM not in data or not data.sizes[KEPT]:
         return None
-    position = data[POSITION].values
+    _, position = _coarse_norms(data)
     cell = position[1] - position[0] if len(position) > 1 else 1
     kept = zip(data["kept_layer"].values.tolist(), data[f"kept_{HEAD_AXIS[stream]}"].values.tolist(), strict=True)
     return {
@@ -167,6 +170,14 @@ def _norm_facts(data: xr.Dataset, stream: str, layers: list[int]) -> dict[str, A
         "start": int(position[0]),
         "end": int(position[-1] + cell),
     }
+
+
+def _coarse_norms(data: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Kept norms (kept, pair, position) and the first token of each cell, cells joined where many heads are kept."""
+    norms, position = data[NORM].values, data[POSITION].values
+    starts = np.arange(0, len(position), math.ceil(norms.size / _NORM_CELLS))
+    sizes = np.diff([*starts, len(position)])
+    return np.add.reduceat(norms, starts, axis=-1) / sizes, position[starts]
 
 
 def _stream_arrays(result: xr.DataTree, stream: str, prefix: str) -> list[Packed]:
@@ -185,7 +196,7 @@ def _stream_arrays(result: xr.DataTree, stream: str, prefix: str) -> list[Packed
     spectra = data[MEAN_SPECTRUM].transpose(LAYER, HEAD_AXIS[stream], BIN).values
     parts = {"entropies": entropies, "details": [*details, *spread], "spectra": [encode_log_power(spectra)]}
     if NORM in data and data.sizes[KEPT]:
-        parts["norms"] = list(encode_norms(data[NORM].values))
+        parts["norms"] = list(encode_norms(_coarse_norms(data)[0]))
     return [Packed(f"{prefix}-{part}", packed(*arrays)) for part, arrays in parts.items()]
 
 
