@@ -90,6 +90,19 @@ def test_the_bootstrap_agrees_with_scipy() -> None:
     assert found.p == pytest.approx(2 * norm.sf(abs(found.value) / own.standard_error), abs=0.02)
 
 
+@pytest.mark.parametrize("count", [2, 4, 9])
+def test_a_few_documents_show_no_more_than_their_signs_can(count: int) -> None:
+    first = np.linspace(0.2, 0.8, 20)
+    second = first - 0.01 * (np.arange(20) < count)
+    found = bootstrap_difference(
+        lambda mean: mean, first[: count + 1], second[: count + 1], np.ones(count + 1), np.zeros(count + 1)
+    )
+    flips = np.array(np.meshgrid(*[[-1, 1]] * count)).reshape(count, -1).sum(0)
+    assert found.p >= (abs(flips) >= count).mean()
+    unlike = bootstrap_difference(lambda mean: mean, first, first - 0.01, np.ones(20), np.zeros(20))
+    assert unlike.p < 1e-3
+
+
 def test_weights_and_statistics_are_those_of_a_perplexity() -> None:
     nats, words = np.array([-3.0, -8.0]), np.array([2.0, 3.0])
     found = bootstrap_difference(lambda mean: np.exp(-mean), nats / words, nats * 1.1 / words, words, np.zeros(2))

@@ -109,7 +109,9 @@ def bootstrap_difference(
     Returns
     -------
     Difference
-        Percentile interval, and twice the smaller share of draws on one side of zero.
+        Percentile interval, and twice the smaller share of draws on one side of zero, but never a p below that of
+        the sign-flip test where all m documents that differ agree, :math:`2^{1-m}`: a few documents cannot show more,
+        however alike.
     """
     sums = np.stack((weights * first, weights * second, weights), axis=-1)
     value = float(np.diff(statistic(sums[:, :2].sum(0) / weights.sum()))[0])
@@ -118,8 +120,9 @@ def bootstrap_difference(
     drawn = _drawn_sums(sums, strata, resamples, np.random.default_rng(seed))
     draws = np.diff(statistic(drawn[:, :2] / drawn[:, 2:]), axis=-1)[:, 0]
     low, high = np.quantile(draws, ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2))
-    tail = min((draws <= 0).sum(), (draws >= 0).sum())
-    return Difference(value, float(low), float(high), min(1.0, 2 * (1 + float(tail)) / (1 + resamples)))
+    tail = float(min((draws <= 0).sum(), (draws >= 0).sum()))
+    least = 2.0 ** (1 - int((first != second).sum()))
+    return Difference(value, float(low), float(high), min(1.0, max(least, 2 * (1 + tail) / (1 + resamples))))
 
 
 def _drawn_sums(sums: np.ndarray, strata: np.ndarray, resamples: int, random: np.random.Generator) -> np.ndarray:
