@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 import ropescope as rs
+from architectures import LLAMA, tokens
 from launching import TIMEOUT, environment, run, run_job, torchrun
 from ropescope import cli
-from ropescope.errors import InputError
+from ropescope.errors import InputError, ResultError
 from ropescope.workers import Workers, local_device, workers_of
 from tiny import tiny_llama
 
@@ -57,6 +58,17 @@ def test_what_is_finished_is_shared_out_apart(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(Workers, "agreed", lambda self, value: finished)
     parts = [one_of(2, rank).divided(names, finished.__contains__) for rank in range(2)]
     assert parts == [(names[:1], names[3:5]), (names[1:3], names[5:])]
+
+
+def test_a_journal_that_another_process_does_not_see(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, windows, frames = LLAMA.shared(), tokens(2, 96), {"frame_length": 32, "hop_length": 16}
+    mask = rs.select(rs.measure(model, windows, **frames), "pair < 2")
+    monkeypatch.setattr(Workers, "divided", lambda self, names, finished: (list(names), []))
+    told = "is not there for every process; write to a folder that all share"
+    with pytest.raises(ResultError, match=told):
+        rs.measure(model, windows, path=tmp_path / "measured.nc", **frames)
+    with pytest.raises(ResultError, match=told):
+        rs.sweep(model, windows, {"low": mask}, path=tmp_path / "swept.nc")
 
 
 def test_a_process_alone_has_everything_itself() -> None:

@@ -163,6 +163,11 @@ def drop_journal(output: Path, configuration: Mapping[str, Any], workers: Worker
             journal.remove()
 
 
+def unseen(name: str) -> ResultError:
+    """What to raise where a process cannot read a cell that the leading one has seen."""
+    return ResultError(f"{name} of the journal is not there for every process; write to a folder that all share")
+
+
 def journal_folder(output: Path) -> Path:
     """Where the journal of an output lies while it is not complete."""
     return output.with_name(f"{output.name}.partial")

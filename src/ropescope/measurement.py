@@ -26,7 +26,7 @@ from ropescope.collection import Collection
 from ropescope.entropy import analysis_window, check_frames
 from ropescope.errors import InputError, NonFiniteError, ResultError
 from ropescope.files import check_target
-from ropescope.journal import Journal, drop_journal, journal_of
+from ropescope.journal import Journal, drop_journal, journal_of, unseen
 from ropescope.live import check_windows, input_device, model_provenance, undisturbed
 from ropescope.probing import RotaryCard, probe
 from ropescope.reduction import LARGEST_NORM, Frames, PassEnded, Reducer
@@ -192,7 +192,7 @@ class _Pass:
         """A finished unit, which the leading process has seen in the journal."""
         cell = self._kept(name)
         if cell is None:
-            raise ResultError(f"{name} of the journal is not there for every process; write to a folder that all share")
+            raise unseen(name)
         return cell
 
 

@@ -121,14 +121,15 @@ def tasks(
 
 def _report(data: xr.Dataset, target: Path) -> None:
     """Print the table, and write it in every format beside the scores; exit with 1 if a task failed."""
-    from ropescope.evaluation.task_table import Format, tasks_table
+    from ropescope.evaluation.task_table import Format, compared, tasks_table
     from ropescope.files import check_target, written_whole
 
-    print(tasks_table(data))
+    rows = compared(data)
+    print(tasks_table(data, rows=rows))
     formats: tuple[tuple[str, Format], ...] = (("md", "markdown"), ("csv", "csv"), ("json", "json"))
     for extension, format in formats:
         with written_whole(check_target(target.with_suffix(f".{extension}"))) as partial:
-            partial.write_text(tasks_table(data, format=format).rstrip("\n") + "\n")
+            partial.write_text(tasks_table(data, format=format, rows=rows).rstrip("\n") + "\n")
     print(f"\nscores: {target}\ntables: the same name with .md, .csv and .json")
     failed = json.loads(data.attrs["provenance"])["failed"]
     for reason in failed.values():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,9 +73,7 @@ def planned(selections: Mapping[str, PairMask], alphas: Iterable[float], control
     """
     if not selections:
         raise InputError("got no selections; give at least one mask by name, as in {'bands': mask}")
-    for name, mask in selections.items():
-        if not isinstance(mask, PairMask) or not isinstance(name, str) or not name:
-            raise InputError(f"selection {name!r} is a {type(mask).__name__}; give PairMasks by name")
+    check_masks(selections)
     if wrong := [seed for seed in controls.seeds if not isinstance(seed, int) or seed < 0]:
         raise InputError(f"controls got seed {wrong[0]!r}; seeds are integers from 0")
     strengths = checked_alphas(alphas, "alphas")
@@ -84,6 +82,27 @@ def planned(selections: Mapping[str, PairMask], alphas: Iterable[float], control
         raise InputError(f"controls have alphas {extra} that the selections lack; give them among {list(strengths)}")
     arms = {name: _arms(mask, controls) for name, mask in selections.items()}
     return Plan(arms, tuple(sorted({*strengths, 1.0})), of_controls)
+
+
+def check_masks(masks: Mapping[str, PairMask]) -> None:
+    """Raise InputError unless these are masks by name."""
+    for name, mask in masks.items():
+        if not isinstance(mask, PairMask) or not isinstance(name, str) or not name:
+            raise InputError(f"selection {name!r} is a {type(mask).__name__}; give PairMasks by name")
+
+
+def intervention_name(intervention: Callable[..., object]) -> str:
+    """Where an intervention is defined, for the record.
+
+    Raises
+    ------
+    InputError
+        If it has no name of its own.
+    """
+    name = getattr(intervention, "__qualname__", "<none>")
+    if "<" in name:
+        raise InputError(f"got the intervention {intervention!r}; give a function with a name, which the file records")
+    return f"{intervention.__module__}.{name}"
 
 
 def checked_alphas(alphas: Iterable[float], name: str) -> tuple[float, ...]:

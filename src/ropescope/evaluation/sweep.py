@@ -20,9 +20,9 @@ from tqdm import tqdm
 
 from ropescope.axes import STREAMS
 from ropescope.batching import AUTO, BatchSize, batches_of
-from ropescope.errors import InputError, ResultError
+from ropescope.errors import ResultError
 from ropescope.evaluation.perplexity import check_scoring, perplexity, protocol
-from ropescope.evaluation.plan import ALPHAS, THREE_SEEDS, Controls, Plan, mask_digest, planned
+from ropescope.evaluation.plan import ALPHAS, THREE_SEEDS, Controls, Plan, intervention_name, mask_digest, planned
 from ropescope.evaluation.records import (
     ALPHA,
     ARM,
@@ -34,7 +34,7 @@ from ropescope.evaluation.records import (
 )
 from ropescope.files import check_target
 from ropescope.interventions import derotated, weighted_rope
-from ropescope.journal import Journal, drop_journal, journal_of
+from ropescope.journal import Journal, drop_journal, journal_of, unseen
 from ropescope.live import model_provenance
 from ropescope.masks import PairMask
 from ropescope.results import provenance as result_provenance
@@ -158,15 +158,12 @@ def _configuration(
     model: PreTrainedModel, windows: TokenIds, intervention: Intervention, stride: int | None, batch_size: BatchSize
 ) -> dict[str, Any]:
     """All that decides the nats of a mask at a strength."""
-    name = getattr(intervention, "__qualname__", "<none>")
-    if "<" in name:
-        raise InputError(f"got the intervention {intervention!r}; give a function with a name, which the file records")
     packages = ("ropescope", "torch", "transformers", "numpy")
     return {
         "schema_version": SWEEP.version,
         "model": {**model_provenance(model), "device": model.device.type},
         "windows": {"shape": list(windows.shape), "sha256": windows_protocol(windows[:])["sha256"]},
-        "intervention": f"{intervention.__module__}.{name}",
+        "intervention": intervention_name(intervention),
         "stride": stride,
         "batch_size": batch_size,
         "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
@@ -214,9 +211,7 @@ def _run(
     found = {cell: nats for cell in wanted if journal is not None and (nats := journal.read(cell, windows)) is not None}
     done, left = workers.divided(list(wanted), found.__contains__)
     if missing := [cell for cell in done if cell not in found]:
-        raise ResultError(
-            f"{missing[0]} of the journal is not there for every process; write to a folder that all share"
-        )
+        raise unseen(missing[0])
     cells = {cell: found[cell] for cell in done}
     shown = None if progress and workers.leading else True
     with tqdm(total=len(done) + len(left), initial=len(done), unit="cell", disable=shown) as bar:

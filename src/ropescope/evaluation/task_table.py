@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -98,7 +98,7 @@ def compared(data: xr.Dataset, *, resamples: int = 10_000) -> list[Row]:
     return [_row(data.sel({ARM: [PLAIN, arm]}), place, resamples) for place in range(data.sizes[SCORE]) for arm in arms]
 
 
-def tasks_table(data: xr.Dataset, *, format: Format = "text", resamples: int = 10_000) -> str:
+def tasks_table(data: xr.Dataset, *, format: Format = "text", rows: Sequence[Row] | None = None) -> str:
     """The paper's table 1: task by task, plain and weighted, the difference with its interval, and what it is worth.
 
     Parameters
@@ -108,8 +108,8 @@ def tasks_table(data: xr.Dataset, *, format: Format = "text", resamples: int = 1
     format
         "text" for a terminal or "markdown", without the members of groups; "csv" (all scores at full precision) or
         "json" (the same with the full provenance).
-    resamples
-        As in :func:`compared`.
+    rows
+        What :func:`compared` gave for it, where it is at hand; it is most of the work.
 
     Raises
     ------
@@ -120,7 +120,7 @@ def tasks_table(data: xr.Dataset, *, format: Format = "text", resamples: int = 1
     """
     if format not in FORMATS:
         raise InputError(f"got format {format!r}: {did_you_mean(format, FORMATS)}")
-    rows = compared(data, resamples=resamples)
+    rows = compared(data) if rows is None else rows
     if format == "json":
         content = {"provenance": json.loads(data.attrs["provenance"]), "scores": [_plain_row(row) for row in rows]}
         return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
@@ -131,7 +131,7 @@ def tasks_table(data: xr.Dataset, *, format: Format = "text", resamples: int = 1
     return table.text() if format == "text" else table.markdown()
 
 
-def tasks_section(data: xr.Dataset, name: str = "", *, resamples: int = 10_000) -> Section:
+def tasks_section(data: xr.Dataset, name: str = "") -> Section:
     """The table with what it means and which tasks failed; `name` tells several runs apart."""
     facts = json.loads(data.attrs["provenance"])
     version, limit = facts["protocol"]["lm_eval"], facts["protocol"]["limit"]
@@ -142,12 +142,12 @@ def tasks_section(data: xr.Dataset, name: str = "", *, resamples: int = 10_000) 
         "are right or wrong, else a paired bootstrap. Where plain and weighted cannot be told apart, the table says "
         "which difference the sample would have shown four times in five."
     )
-    table = _written_table(data, compared(data, resamples=resamples))
+    table = _written_table(data, compared(data))
     title = f"Downstream tasks: {name}" if name else "Downstream tasks"
     return Section(title, (about, meaning, *facts["failed"].values()), (table,))
 
 
-def _written_table(data: xr.Dataset, rows: list[Row]) -> Table:
+def _written_table(data: xr.Dataset, rows: Sequence[Row]) -> Table:
     """Rows of groups and of tasks that are in no group."""
     inside = {name for members in data["members"].values for name in str(members).split()}
     header = ["task", "metric", "documents", "selection", "alpha", "plain", "weighted", "difference", "p", "verdict"]

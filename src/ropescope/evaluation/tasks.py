@@ -18,8 +18,8 @@ import xarray as xr
 from tqdm import tqdm
 
 from ropescope.errors import InputError, ResultError, TaskError
-from ropescope.evaluation.harness import Evaluated, Harness, TaskProtocol, json_default
-from ropescope.evaluation.plan import cell_name, checked_alphas, mask_digest
+from ropescope.evaluation.harness import Evaluated, Harness, Score, TaskProtocol, json_default
+from ropescope.evaluation.plan import cell_name, check_masks, checked_alphas, intervention_name, mask_digest
 from ropescope.evaluation.task_records import (
     PLAIN,
     TASKS,
@@ -29,7 +29,7 @@ from ropescope.evaluation.task_records import (
 )
 from ropescope.files import check_target, written_whole
 from ropescope.interventions import fitting_card, weighted_rope
-from ropescope.journal import Journal, drop_journal, journal_of
+from ropescope.journal import Journal, drop_journal, journal_of, unseen
 from ropescope.live import model_provenance, undisturbed
 from ropescope.masks import PairMask
 from ropescope.workers import Workers, workers_of
@@ -160,24 +160,19 @@ def _arms(masks: Mapping[str, PairMask], alphas: Iterable[float]) -> dict[str, t
     """Selection and alpha of every arm, the plain one first."""
     if not masks:
         raise InputError("got no masks; give one, or several by name as in {'bands': mask}")
-    for name, mask in masks.items():
-        if not isinstance(mask, PairMask) or not isinstance(name, str) or not name:
-            raise InputError(f"selection {name!r} is a {type(mask).__name__}; give PairMasks by name")
+    check_masks(masks)
     strengths = dict.fromkeys(checked_alphas(alphas, "alpha"))
     return {PLAIN: (PLAIN, 1.0)} | {f"{name} at {alpha:g}": (name, alpha) for name in masks for alpha in strengths}
 
 
 def _configuration(model: PreTrainedModel, protocol: TaskProtocol, intervention: Intervention) -> dict[str, Any]:
     """All that decides the scores of a task under a mask at a strength."""
-    name = getattr(intervention, "__qualname__", "<none>")
-    if "<" in name:
-        raise InputError(f"got the intervention {intervention!r}; give a function with a name, which the file records")
     packages = ("ropescope", "torch", "transformers", "lm_eval", "datasets")
     return {
         "schema_version": TASKS.version,
         "model": {**model_provenance(model), "device": model.device.type},
         "protocol": protocol.facts(),
-        "intervention": f"{intervention.__module__}.{name}",
+        "intervention": intervention_name(intervention),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
     }
 
@@ -228,7 +223,7 @@ def _run(
     for place, cell in cells.items():
         places.setdefault(cell, place)
     finished, left = workers.divided(list(places), lambda cell: _kept(journal, cell) is not None)
-    done = {cell: text for cell in finished if (text := _kept(journal, cell)) is not None}
+    done = {cell: _known(journal, cell) for cell in finished}
     failed: dict[str, str] = {}
     shown = None if progress and workers.leading else True
     with tqdm(total=len(finished) + len(left), initial=len(finished), unit="task", disable=shown) as bar:
@@ -251,6 +246,14 @@ def _kept(journal: Journal | None, cell: str) -> str | None:
     return None if journal is None else journal.read_text(cell)
 
 
+def _known(journal: Journal | None, cell: str) -> str:
+    """A finished cell, which the leading process has seen in the journal."""
+    text = _kept(journal, cell)
+    if text is None:
+        raise unseen(cell)
+    return text
+
+
 def _unlike(found: Mapping[tuple[str, str], Evaluated]) -> dict[str, str]:
     """Why tasks that did not ask every arm the same cannot be compared."""
     return {
@@ -269,7 +272,7 @@ def _dataset(
     return labelled(arms, scores, provenance)
 
 
-def _distinct(evaluated: Iterable[Evaluated]) -> Iterator[Any]:
+def _distinct(evaluated: Iterable[Evaluated]) -> Iterator[Score]:
     """Every score once: a task may be asked for by name and as a member of a group."""
     seen = set()
     for each in evaluated:
