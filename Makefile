@@ -43,6 +43,7 @@ format: setup
 bench: setup
 	$(BIN)/python benchmarks/measure.py
 	$(BIN)/python benchmarks/sweep.py
+	$(BIN)/python benchmarks/scale.py
 
 clean:
 	rm -rf .venv ropescope-demo
