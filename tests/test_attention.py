@@ -18,7 +18,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from architectures import ARCHITECTURES, GEMMA3, GPT2, LLAMA, QWEN3, VOCABULARY, Architecture, state_of, tokens
 from ropescope.attention import AttentionCall, intercepted
-from ropescope.errors import ModelError
+from ropescope.base.errors import ModelError
 
 pytestmark = pytest.mark.usefixtures("one_thread", "no_gradients")
 

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from architectures import ARCHITECTURES, LLAMA, QWEN3, Architecture, state_of, tokens
 from ropescope.baking import bake
-from ropescope.errors import InputError, ModelError
+from ropescope.base.errors import InputError, ModelError
 from ropescope.evaluation.perplexity import perplexity
 from ropescope.interventions import weighted_rope
 from ropescope.masks import PairMask

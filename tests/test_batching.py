@@ -13,8 +13,8 @@ import xarray as xr
 
 from architectures import LLAMA, tokens
 from ropescope import batching, measurement
+from ropescope.base.errors import InputError, ModelError
 from ropescope.batching import Batches
-from ropescope.errors import InputError, ModelError
 from ropescope.evaluation.perplexity import perplexity
 from ropescope.evaluation.sweep import sweep
 from ropescope.measurement import measure

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 
 from ropescope import corpora
 from ropescope import windows as windows_module
-from ropescope.errors import CorpusError
+from ropescope.base.errors import CorpusError
 from ropescope.windows import TokenWindows, token_windows, windows_protocol
 
 DATA = Path(__file__).parents[2] / "shared" / "data"

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from ropescope.base.errors import InputError
 from ropescope.curves import sweep_curves
-from ropescope.errors import InputError
 from ropescope.evaluation.records import labelled
 
 ALPHAS = [0.0, 0.5, 1.0]

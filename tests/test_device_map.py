@@ -12,7 +12,7 @@ import xarray as xr
 
 from architectures import LLAMA, LLAMA4, QWEN3, Architecture, tokens
 from ropescope.baking import bake
-from ropescope.errors import ModelError
+from ropescope.base.errors import ModelError
 from ropescope.evaluation.perplexity import perplexity
 from ropescope.interventions import derotated, weighted_rope
 from ropescope.live import model_provenance

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from ropescope.entropy import (
+from ropescope.base.entropy import (
     MAIN_LOBE,
     analysis_window,
     frame_power,
@@ -25,7 +25,7 @@ from ropescope.entropy import (
     spectrum_fe,
     white_noise_entropy,
 )
-from ropescope.errors import InputError
+from ropescope.base.errors import InputError
 
 LENGTH = 4096
 TOLERANCE = 1e-5

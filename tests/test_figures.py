@@ -13,8 +13,8 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ropescope.entropy import spectrum_fe, white_noise_entropy
-from ropescope.errors import InputError
+from ropescope.base.entropy import spectrum_fe, white_noise_entropy
+from ropescope.base.errors import InputError
 from ropescope.figures import default_heads, overview, panel
 from ropescope.results import load, mean_over_sequences, save, stream_data
 from synthetic import BAND_HEAD, OUTLIER_PAIR, PERIODIC_HEAD, PERIODIC_PAIRS, UNDEFINED, synthetic_result

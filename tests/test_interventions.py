@@ -35,8 +35,8 @@ from architectures import (
     tokens,
 )
 from ropescope.attention import AttentionCall, intercepted
-from ropescope.axes import HEAD, KV_HEAD, LAYER, PAIR
-from ropescope.errors import InputError
+from ropescope.base.axes import HEAD, KV_HEAD, LAYER, PAIR
+from ropescope.base.errors import InputError
 from ropescope.interventions import derotated, weighted_rope
 from ropescope.live import model_provenance
 from ropescope.masks import PairMask

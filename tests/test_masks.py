@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from ropescope import files
-from ropescope.errors import InputError, ResultError
+from ropescope.base import files
+from ropescope.base.errors import InputError, ResultError
 from ropescope.masks import SCHEMA_VERSION, PairMask
 from ropescope.selection import select
 from synthetic import synthetic_result

@@ -38,7 +38,7 @@ from architectures import (
 )
 from ropescope import measurement, reduction
 from ropescope.attention import AttentionCall, intercepted
-from ropescope.errors import InputError, ModelError, NonFiniteError, RopescopeError
+from ropescope.base.errors import InputError, ModelError, NonFiniteError, RopescopeError
 from ropescope.measurement import measure
 from ropescope.results import provenance
 from ropescope.windows import TokenWindows
@@ -179,7 +179,7 @@ def test_few_heads_at_a_time_give_the_same(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.parametrize("window", ["hann", "hamming", "blackman", "rectangular"])
 def test_the_analysis_window_reaches_the_spectrum(window: str) -> None:
-    from ropescope.entropy import spectrum_fe
+    from ropescope.base.entropy import spectrum_fe
 
     model, windows = LLAMA.shared(), tokens(1, LENGTH)
     result = measure(model, windows, window=window, **FRAMES)

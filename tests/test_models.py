@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from ropescope.errors import ModelError
+from ropescope.base.errors import ModelError
 from ropescope.live import model_provenance
 from ropescope.models import load_model
 from tiny import SIZES, byte_level_tokenizer, tiny_llama

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from architectures import ARCHITECTURES, DYNAMIC_NTK, LLAMA, VOCABULARY, Architecture, state_of, tokens
-from ropescope.errors import InputError, ModelError, NonFiniteError
+from ropescope.base.errors import InputError, ModelError, NonFiniteError
 from ropescope.evaluation import perplexity as module
 from ropescope.evaluation.perplexity import perplexity
 from ropescope.windows import TokenWindows

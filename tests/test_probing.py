@@ -31,9 +31,9 @@ from architectures import (
     tokens,
 )
 from ropescope import probing
-from ropescope.errors import InputError, ModelError, ProbeError, RopescopeError
+from ropescope.base.errors import InputError, ModelError, ProbeError, RopescopeError
+from ropescope.base.rotary import Pairing
 from ropescope.probing import LayerRotation, RotaryCard, probe
-from ropescope.rotary import Pairing
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from architectures import LLAMA, tokens
 from ropescope.baking import bake
-from ropescope.errors import ModelError
+from ropescope.base.errors import ModelError
 from ropescope.evaluation.perplexity import perplexity
 from ropescope.fingerprint import fingerprint
 from ropescope.interventions import derotated, weighted_rope

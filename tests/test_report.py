@@ -15,8 +15,9 @@ import xarray as xr
 
 import ropescope as rs
 from ropescope import cli
-from ropescope.entropy import white_noise_entropy
-from ropescope.errors import InputError
+from ropescope.base.entropy import white_noise_entropy
+from ropescope.base.errors import InputError
+from ropescope.base.tables import Section, Table
 from ropescope.evaluation.records import SWEEP, labelled
 from ropescope.report import _inside_script, content, render
 from ropescope.report.cards import card
@@ -32,7 +33,6 @@ from ropescope.report.encoding import (
 )
 from ropescope.results import mean_over_sequences, provenance, stream_data
 from ropescope.summary import counts
-from ropescope.tables import Section, Table
 from synthetic import UNDEFINED as SILENT
 from synthetic import synthetic_result
 

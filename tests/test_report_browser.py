@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from ropescope.base.tables import Section, Table
 from ropescope.figures import SCALES
 from ropescope.report import render
 from ropescope.results import mean_over_sequences, stream_data
 from ropescope.summary import counts
-from ropescope.tables import Section, Table
 from synthetic import synthetic_result
 from test_report import HOSTILE, renamed, small_sweep
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ropescope.resampling import jackknife, permutation_p
+from ropescope.base.statistics import jackknife, permutation_p
 
 
 def test_the_jackknife_of_a_mean_is_students_interval():

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from ropescope.errors import InputError, ResultError
+from ropescope.base.errors import InputError, ResultError
 from ropescope.results import (
     PAIR_VARIABLES,
     KeptNorms,

@@ -17,7 +17,7 @@ import xarray as xr
 
 from architectures import LLAMA, tokens
 from ropescope import measurement
-from ropescope.errors import ResultError
+from ropescope.base.errors import ResultError
 from ropescope.journal import Journal
 from ropescope.measurement import measure
 from ropescope.results import load, provenance

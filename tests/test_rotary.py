@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ropescope.entropy import sequence_power
-from ropescope.errors import InputError
-from ropescope.rotary import STYLES, Pairing, pair_norms, rotate, split_pairs
+from ropescope.base.entropy import sequence_power
+from ropescope.base.errors import InputError
+from ropescope.base.rotary import STYLES, Pairing, pair_norms, rotate, split_pairs
 
 PAIRINGS = st.builds(
     Pairing, st.sampled_from(STYLES), st.integers(0, 512), st.integers(1, 256).map(lambda pairs: 2 * pairs)

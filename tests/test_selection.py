@@ -16,8 +16,8 @@ import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ropescope.axes import HEAD_AXIS
-from ropescope.errors import InputError
+from ropescope.base.axes import HEAD_AXIS
+from ropescope.base.errors import InputError
 from ropescope.masks import PairMask
 from ropescope.results import PAIR_VARIABLES, provenance
 from ropescope.selection import NAMED, NAMES, lowest_norm, matched_random, select

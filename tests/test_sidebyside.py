@@ -10,10 +10,10 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ropescope.base.entropy import white_noise_entropy
+from ropescope.base.errors import InputError, ResultError
 from ropescope.comparison.compatible import noise_reference
 from ropescope.comparison.distributions import distributions
-from ropescope.entropy import white_noise_entropy
-from ropescope.errors import InputError, ResultError
 from ropescope.localisation.places import localise
 from ropescope.results import NORM, mean_over_sequences, stream_data
 from ropescope.sidebyside import bands_over_wavelength, side_by_side, spread_curves

@@ -22,7 +22,7 @@ import xarray as xr
 
 from architectures import LLAMA, QWEN3, state_of, tokens
 from ropescope import journal as journal_module
-from ropescope.errors import InputError, ResultError
+from ropescope.base.errors import InputError, ResultError
 from ropescope.evaluation import sweep as sweep_module
 from ropescope.evaluation.effects import change, sweep_table
 from ropescope.evaluation.perplexity import perplexity

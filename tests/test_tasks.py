@@ -20,8 +20,8 @@ import xarray as xr
 from architectures import state_of
 from harness_tasks import DATA, multiple_choice, write, write_tasks
 from launching import run_job
+from ropescope.base.errors import InputError, ResultError, TaskError
 from ropescope.cli import main
-from ropescope.errors import InputError, ResultError, TaskError
 from ropescope.evaluation import harness as harness_module
 from ropescope.evaluation.harness import Evaluated, Harness, Score, TaskProtocol
 from ropescope.evaluation.task_records import TASKS, labelled, to_json

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from launching import run, run_job, torchrun
-from ropescope.errors import ModelError
+from ropescope.base.errors import ModelError
 from ropescope.models import load_model
 from worker_jobs import save_models
 

@@ -15,7 +15,7 @@ import ropescope as rs
 from architectures import LLAMA, tokens
 from launching import TIMEOUT, environment, run, run_job, torchrun
 from ropescope import cli
-from ropescope.errors import InputError, ResultError
+from ropescope.base.errors import InputError, ResultError
 from ropescope.workers import Workers, local_device, workers_of
 from tiny import tiny_llama
 

@@ -19,7 +19,7 @@ import xarray as xr
 
 import ropescope as rs
 from architectures import LLAMA, LLAMA4, QWEN3, Architecture, tokens
-from ropescope.errors import InputError, ModelError, NonFiniteError
+from ropescope.base.errors import InputError, ModelError, NonFiniteError
 from ropescope.evaluation.plan import Controls
 from ropescope.live import model_provenance
 from ropescope.workers import Workers, launched

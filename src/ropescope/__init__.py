@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ropescope.baking import bake as bake
+    from ropescope.base.entropy import sequence_fe as sequence_fe
+    from ropescope.base.entropy import spectrum_fe as spectrum_fe
+    from ropescope.base.entropy import white_noise_entropy as white_noise_entropy
     from ropescope.comparison.agreement import compare as compare
-    from ropescope.entropy import sequence_fe as sequence_fe
-    from ropescope.entropy import spectrum_fe as spectrum_fe
-    from ropescope.entropy import white_noise_entropy as white_noise_entropy
     from ropescope.evaluation.harness import TaskProtocol as TaskProtocol
     from ropescope.evaluation.perplexity import perplexity as perplexity
     from ropescope.evaluation.plan import Controls as Controls
@@ -40,7 +40,7 @@ _HOME = {
     "measure": "measurement",
     "save": "results",
     "load": "results",
-    "spectrum_fe": "entropy",
+    "spectrum_fe": "base.entropy",
     "select": "selection",
     "PairMask": "masks",
     "matched_random": "selection",
@@ -55,8 +55,8 @@ _HOME = {
     "Controls": "evaluation.plan",
     "compare": "comparison.agreement",
     "localise": "localisation.places",
-    "sequence_fe": "entropy",
-    "white_noise_entropy": "entropy",
+    "sequence_fe": "base.entropy",
+    "white_noise_entropy": "base.entropy",
 }
 __all__ = list(_HOME)
 

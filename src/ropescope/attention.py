@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ropescope.axes import KEY, QUERY
-from ropescope.errors import ModelError, NonFiniteError
+from ropescope.base.axes import KEY, QUERY
+from ropescope.base.errors import ModelError, NonFiniteError
 from ropescope.workers import Workers, holders
 
 if TYPE_CHECKING:

@@ -12,11 +12,11 @@ import torch
 from torch import nn
 
 from ropescope.attention import AttentionCall, intercepted
-from ropescope.axes import KEY, QUERY
-from ropescope.errors import ModelError
+from ropescope.base.axes import KEY, QUERY
+from ropescope.base.errors import ModelError
+from ropescope.base.rotary import pair_norms
 from ropescope.interventions import Alpha, fitting_card, over_dimensions, pair_weights
 from ropescope.live import input_device, undisturbed, vocabulary_size
-from ropescope.rotary import pair_norms
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -8,7 +8,7 @@ from typing import Literal, TypeVar
 
 import torch
 
-from ropescope.errors import InputError, ModelError
+from ropescope.base.errors import InputError, ModelError
 from ropescope.workers import Workers
 
 AUTO = "auto"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ropescope.axes import QUERY, STREAMS
+from ropescope.base.axes import QUERY, STREAMS
 from ropescope.reduction import VARIABLES
 from ropescope.results import KeptNorms, build_result
 

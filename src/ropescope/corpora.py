@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ropescope.errors import CorpusError, did_you_mean, first_line
+from ropescope.base.errors import CorpusError, did_you_mean, first_line
 
 if TYPE_CHECKING:
     pass

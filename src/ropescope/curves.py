@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.figure import Figure
 
-from ropescope.errors import InputError
+from ropescope.base.errors import InputError
 from ropescope.evaluation.records import ALPHA, ARM, LOWEST_NORM, RANDOM, SELECTION, STREAM
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ropescope.axes import HEAD_AXIS, LAYER, PAIR, POSITION, SEQUENCE
-from ropescope.errors import InputError
+from ropescope.base.axes import HEAD_AXIS, LAYER, PAIR, POSITION, SEQUENCE
+from ropescope.base.errors import InputError
 from ropescope.results import (
     KEPT,
     NORM,
@@ -170,7 +170,7 @@ def constant_entropy(result: xr.DataTree) -> float | None:
     """SpectrumFE of a constant signal under the result's frames, the floor of its curves; None if they are unknown."""
     import torch
 
-    from ropescope.entropy import spectrum_fe
+    from ropescope.base.entropy import spectrum_fe
 
     given = provenance(result).get("parameters", {})
     if not {"frame_length", "hop_length", "window"} <= given.keys():
@@ -181,7 +181,7 @@ def constant_entropy(result: xr.DataTree) -> float | None:
 
 def noise_entropy(result: xr.DataTree) -> float | None:
     """Expected SequenceFE of white noise as long as the result's windows; None if the length is unknown."""
-    from ropescope.entropy import white_noise_entropy
+    from ropescope.base.entropy import white_noise_entropy
 
     length = provenance(result).get("parameters", {}).get("length")
     return None if length is None else white_noise_entropy(int(length) // 2 - 1)

@@ -15,12 +15,12 @@ import numpy as np
 import torch
 
 from ropescope.attention import AttentionCall, intercepted
-from ropescope.axes import KEY, QUERY
-from ropescope.errors import InputError
+from ropescope.base.axes import KEY, QUERY
+from ropescope.base.errors import InputError
+from ropescope.base.rotary import turn
 from ropescope.live import model_provenance, rotary_frequencies
 from ropescope.masks import PairMask
 from ropescope.probing import LayerRotation, RotaryCard, probe
-from ropescope.rotary import turn
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

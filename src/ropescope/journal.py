@@ -21,8 +21,8 @@ from uuid import uuid4
 
 import numpy as np
 
-from ropescope.errors import ResultError, first_line
-from ropescope.files import written_whole
+from ropescope.base.errors import ResultError, first_line
+from ropescope.base.files import written_whole
 from ropescope.workers import Workers
 
 _CONFIGURATION = "configuration.json"
@@ -129,7 +129,7 @@ def journal_of(output: Path, configuration: Mapping[str, Any], workers: Workers 
     Parameters
     ----------
     output
-        As :func:`ropescope.files.check_target` gave it; where there are several workers, on a file system they share.
+        As :func:`ropescope.base.files.check_target` gave it; where there are several workers, on a file system they share.
     configuration
         All that decides what a cell of a given name holds, in values that JSON can hold.
     workers

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ropescope.base.errors import InputError
 from ropescope.batching import check_batch_size
-from ropescope.errors import InputError
 from ropescope.fingerprint import fingerprint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from ropescope.axes import TokenIds
+    from ropescope.base.axes import TokenIds
     from ropescope.batching import BatchSize
 
 

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from ropescope.axes import HEAD, HEAD_AXIS, KEY, KV_HEAD, LAYER, PAIR, QUERY, STREAMS
-from ropescope.errors import InputError, ResultError, first_line
-from ropescope.files import check_target, written_whole
+from ropescope.base.axes import HEAD, HEAD_AXIS, KEY, KV_HEAD, LAYER, PAIR, QUERY, STREAMS
+from ropescope.base.errors import InputError, ResultError, first_line
+from ropescope.base.files import check_target, written_whole
 
 SCHEMA = "ropescope-mask"
 SCHEMA_VERSION = 1

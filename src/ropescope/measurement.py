@@ -21,11 +21,11 @@ import numpy as np
 from tqdm import tqdm
 
 from ropescope.attention import AttentionCall, intercepted
+from ropescope.base.entropy import analysis_window, check_frames
+from ropescope.base.errors import InputError, NonFiniteError, ResultError
+from ropescope.base.files import check_target
 from ropescope.batching import AUTO, Batches, BatchSize, batches_of
 from ropescope.collection import Collection
-from ropescope.entropy import analysis_window, check_frames
-from ropescope.errors import InputError, NonFiniteError, ResultError
-from ropescope.files import check_target
 from ropescope.journal import Journal, drop_journal, journal_of, unseen
 from ropescope.live import check_windows, input_device, model_provenance, undisturbed
 from ropescope.probing import RotaryCard, probe
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
     from transformers import PreTrainedModel
 
-    from ropescope.axes import TokenIds
+    from ropescope.base.axes import TokenIds
 
 _HEATMAP_CELLS = 512
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ropescope.errors import ModelError, did_you_mean, first_line
+from ropescope.base.errors import ModelError, did_you_mean, first_line
 from ropescope.workers import all_launched
 
 if TYPE_CHECKING:

@@ -20,15 +20,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ropescope.attention import AttentionCall, intercepted
-from ropescope.errors import InputError, ProbeError
+from ropescope.base.errors import InputError, ProbeError
+from ropescope.base.rotary import Pairing, split_pairs
 from ropescope.live import input_device, rotary_frequencies, undisturbed, vocabulary_size
-from ropescope.rotary import Pairing, split_pairs
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
-    from ropescope.axes import PairFlags, PairValues
+    from ropescope.base.axes import PairFlags, PairValues
 
 _ROWS = 4
 # Equal rows of a matrix product may still differ by more than one rounding.

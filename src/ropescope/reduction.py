@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from ropescope.axes import KEY, QUERY, STREAMS
-from ropescope.entropy import MAIN_LOBE, frame_power, sequence_power, spectral_entropy
-from ropescope.rotary import Pairing, pair_norms
+from ropescope.base.axes import KEY, QUERY, STREAMS
+from ropescope.base.entropy import MAIN_LOBE, frame_power, sequence_power, spectral_entropy
+from ropescope.base.rotary import Pairing, pair_norms
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ropescope.attention import AttentionCall
-    from ropescope.axes import Heads, Power
+    from ropescope.base.axes import Heads, Power
     from ropescope.probing import LayerRotation
 
 VARIABLES = ("spectrum_fe", "sequence_fe", "mean_norm", "dc_share", "dominant_period", "peak_share")

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from ropescope.axes import BIN, HEAD_AXIS, KEY, LAYER, PAIR, POSITION, QUERY, SEQUENCE, STREAMS
-from ropescope.errors import InputError, ResultError, did_you_mean, first_line
-from ropescope.files import check_target, written_whole
+from ropescope.base.axes import BIN, HEAD_AXIS, KEY, LAYER, PAIR, POSITION, QUERY, SEQUENCE, STREAMS
+from ropescope.base.errors import InputError, ResultError, did_you_mean, first_line
+from ropescope.base.files import check_target, written_whole
 
 SCHEMA = "ropescope-measurement"
 SCHEMA_VERSION = 2

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from ropescope.axes import HEAD_AXIS, LAYER, PAIR, STREAMS
-from ropescope.errors import InputError, did_you_mean
+from ropescope.base.axes import HEAD_AXIS, LAYER, PAIR, STREAMS
+from ropescope.base.errors import InputError, did_you_mean
 from ropescope.masks import PairMask, labelled
 from ropescope.results import PAIR_VARIABLES, ROTARY, mean_over_sequences, provenance, stream_data
 

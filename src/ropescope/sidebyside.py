@@ -11,11 +11,11 @@ import xarray as xr
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from ropescope.axes import HEAD_AXIS, LAYER, PAIR, POSITION, SEQUENCE, STREAMS
+from ropescope.base.axes import HEAD_AXIS, LAYER, PAIR, POSITION, SEQUENCE, STREAMS
+from ropescope.base.errors import InputError
 from ropescope.comparison.compatible import check_pairwise, length_of, on_scale_of
 from ropescope.comparison.distributions import DEPTH, RESULT, STREAM, distributions
 from ropescope.curves import COLOURS
-from ropescope.errors import InputError
 from ropescope.figures import FAINT, HEAD_NAMES, LABELS, REFERENCE, SCALES, SEQUENCE_FE, SMALL, STREAM_NAMES, THRESHOLDS
 from ropescope.localisation.findings import octave_name
 from ropescope.localisation.places import NOPE, OCTAVE, ROPE, SELECTION, SELECTIONS, localise

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import xarray as xr
 
-from ropescope.axes import HEAD_AXIS, LAYER, PAIR, SEQUENCE, STREAMS
-from ropescope.errors import InputError
+from ropescope.base.axes import HEAD_AXIS, LAYER, PAIR, SEQUENCE, STREAMS
+from ropescope.base.errors import InputError
 from ropescope.results import mean_over_sequences, stream_data, wavelength
 
 BAND = 0.2

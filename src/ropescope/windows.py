@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ropescope.base.errors import CorpusError
 from ropescope.corpora import Request, open_corpus
-from ropescope.errors import CorpusError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from ropescope.axes import TokenIds
+    from ropescope.base.axes import TokenIds
 
 # A cut changes the tokens next to it; this far behind it, they are those of the whole text.
 _SLACK = 256

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 import torch.distributed as distributed
 
-from ropescope.errors import InputError, RopescopeError
+from ropescope.base.errors import InputError, RopescopeError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

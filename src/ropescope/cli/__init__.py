@@ -9,6 +9,7 @@ from typing import Any
 
 from cyclopts import CycloptsError
 
+from ropescope.base.errors import RopescopeError
 from ropescope.cli import (  # noqa: F401  they register their commands
     comparing,
     demo,
@@ -18,7 +19,6 @@ from ropescope.cli import (  # noqa: F401  they register their commands
     tasks,
 )
 from ropescope.cli.options import app
-from ropescope.errors import RopescopeError
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from ropescope.base.errors import InputError
 from ropescope.cli.drawing import make_folder, save_figure
 from ropescope.cli.options import Format, Stream, app, load_results, parse_heads, streams_of
-from ropescope.errors import InputError
 
 if TYPE_CHECKING:
     import xarray as xr
 
-    from ropescope.tables import Section
+    from ropescope.base.tables import Section
 
 View = Literal["auto", "pairs", "distributions"]
 
@@ -90,7 +90,7 @@ def _sections(
 
 
 def _write(path: Path, sections: tuple[Section, ...]) -> Path:
-    from ropescope.files import check_target, written_whole
+    from ropescope.base.files import check_target, written_whole
 
     with written_whole(check_target(path)) as partial:
         partial.write_text("\n\n".join(section.markdown() for section in sections) + "\n", encoding="utf-8")

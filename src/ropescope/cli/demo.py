@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ropescope.axes import STREAMS
+from ropescope.base.axes import STREAMS
 from ropescope.cli.drawing import draw_result, make_folder, save_figure
 from ropescope.cli.options import PAPER_SELECTIONS, app
 from ropescope.cli.reporting import write_report
@@ -26,7 +26,7 @@ def demo(*, output_dir: Path = Path("ropescope-demo")) -> None:
         Folder for the result and the figures, made if it does not exist.
     """
     import ropescope as rs
-    from ropescope.files import check_target
+    from ropescope.base.files import check_target
     from ropescope.summary import summary_text
 
     make_folder(output_dir)

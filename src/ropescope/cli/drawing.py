@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ropescope.errors import ResultError
+from ropescope.base.errors import ResultError
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 def report_sweep(data: xr.Dataset, target: Path, model: str) -> None:
     """Print the table, and write it and the curves beside the sweep."""
+    from ropescope.base.files import check_target, written_whole
     from ropescope.curves import sweep_curves
     from ropescope.evaluation.effects import sweep_table
     from ropescope.evaluation.findings import findings
-    from ropescope.files import check_target, written_whole
 
     print(sweep_table(data), end="\n\n")
     print("\n".join(findings(data)))
@@ -59,7 +59,7 @@ def draw_sweeps(paths: list[Path], formats: Iterable[str], folder: Path) -> Iter
 
 
 def save_figure(figure: Any, path: Path) -> Path:
-    from ropescope.files import check_target, written_whole
+    from ropescope.base.files import check_target, written_whole
 
     with written_whole(check_target(path)) as partial:
         figure.savefig(partial, dpi=150)

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
+from ropescope.base.errors import ResultError
 from ropescope.cli.drawing import make_folder, report_sweep
 from ropescope.cli.options import (
     OUTPUT_GROUP,
@@ -23,7 +24,6 @@ from ropescope.cli.options import (
     stem_of,
     windows_of,
 )
-from ropescope.errors import ResultError
 
 
 @app.command
@@ -72,9 +72,9 @@ def sweep(
         Replace the sweep file if it holds another sweep.
     """
     import ropescope as rs
+    from ropescope.base.files import check_target
     from ropescope.evaluation.plan import Controls
     from ropescope.evaluation.sweep import rotation_kept
-    from ropescope.files import check_target
     from ropescope.interventions import weighted_rope
 
     target = check_target(output or Path(f"{stem_of(model)}-{stem_of(text.corpus)}-{text.length}-sweep.nc"))

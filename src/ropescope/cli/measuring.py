@@ -7,7 +7,8 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from ropescope.axes import STREAMS
+from ropescope.base.axes import STREAMS
+from ropescope.base.errors import InputError
 from ropescope.cli.drawing import draw_result, draw_sweeps
 from ropescope.cli.options import (
     OUTPUT_GROUP,
@@ -27,7 +28,6 @@ from ropescope.cli.options import (
     streams_of,
     windows_of,
 )
-from ropescope.errors import InputError
 
 
 @app.command
@@ -74,7 +74,7 @@ def measure(
         Replace the result file if it exists.
     """
     import ropescope as rs
-    from ropescope.files import check_target
+    from ropescope.base.files import check_target
     from ropescope.journal import journal_folder
     from ropescope.summary import summary_text
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, Group, Parameter
 
-from ropescope.axes import STREAMS
-from ropescope.errors import InputError
+from ropescope.base.axes import STREAMS
+from ropescope.base.errors import InputError
 
 if TYPE_CHECKING:
     import xarray as xr

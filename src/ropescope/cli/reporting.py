@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from ropescope.base.errors import InputError
 from ropescope.cli.options import OUTPUT_GROUP, app, load_results, named
-from ropescope.errors import InputError
 
 if TYPE_CHECKING:
     import xarray as xr
 
-    from ropescope.tables import Section
+    from ropescope.base.tables import Section
 
 
 @app.command
@@ -38,9 +38,9 @@ def report(
     overwrite
         Replace the HTML file if it exists.
     """
+    from ropescope.base.files import check_target
     from ropescope.evaluation.records import SWEEP
     from ropescope.evaluation.task_records import TASKS
-    from ropescope.files import check_target
 
     target = check_target(output, overwrite=overwrite)
     measured, swept, evaluated = _sorted(files)
@@ -58,8 +58,8 @@ def write_report(
     tasks: Mapping[str, xr.Dataset] | None = None,
 ) -> None:
     """Write the page: the explorer, the sweeps, then tasks, comparison and where bands live in words."""
+    from ropescope.base.files import written_whole
     from ropescope.evaluation.task_table import tasks_section
-    from ropescope.files import written_whole
     from ropescope.report import render
 
     sections = [tasks_section(data, name) for name, data in (tasks or {}).items()]

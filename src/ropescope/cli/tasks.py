@@ -90,9 +90,9 @@ def tasks(
         Replace that file if it holds another run.
     """
     import ropescope as rs
+    from ropescope.base.files import check_target
     from ropescope.evaluation.harness import TaskProtocol, check_installed
     from ropescope.evaluation.sweep import rotation_kept
-    from ropescope.files import check_target
     from ropescope.interventions import weighted_rope
 
     check_installed()
@@ -121,8 +121,8 @@ def tasks(
 
 def _report(data: xr.Dataset, target: Path) -> None:
     """Print the table, and write it in every format beside the scores; exit with 1 if a task failed."""
+    from ropescope.base.files import check_target, written_whole
     from ropescope.evaluation.task_table import Format, compared, tasks_table
-    from ropescope.files import check_target, written_whole
 
     rows = compared(data)
     print(tasks_table(data, rows=rows))

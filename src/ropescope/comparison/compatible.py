@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import numpy as np
 import xarray as xr
 
-from ropescope.axes import HEAD_AXIS, LAYER, PAIR, STREAMS
-from ropescope.entropy import white_noise_entropy
-from ropescope.errors import InputError, ResultError
+from ropescope.base.axes import HEAD_AXIS, LAYER, PAIR, STREAMS
+from ropescope.base.entropy import white_noise_entropy
+from ropescope.base.errors import InputError, ResultError
 from ropescope.results import ROTARY, provenance, stream_data
 
 FRAME = ("frame_length", "hop_length", "window")

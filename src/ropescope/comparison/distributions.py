@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from ropescope.axes import HEAD_AXIS, LAYER, PAIR, STREAMS
+from ropescope.base.axes import HEAD_AXIS, LAYER, PAIR, STREAMS
 from ropescope.comparison.compatible import check_frames, on_scale_of
 from ropescope.localisation.places import OCTAVE, SELECTION, SELECTIONS
 from ropescope.localisation.shares import ENTROPIES, ENTROPY, octaves

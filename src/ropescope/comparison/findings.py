@@ -8,18 +8,18 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from ropescope.axes import HEAD_AXIS, LAYER, PAIR, SEQUENCE, STREAMS
+from ropescope.base.axes import HEAD_AXIS, LAYER, PAIR, SEQUENCE, STREAMS
+from ropescope.base.errors import InputError
+from ropescope.base.statistics import ESTIMATE
+from ropescope.base.tables import Section, Table
 from ropescope.comparison.agreement import ANYWHERE, OTHER, PER_HEAD, PLACEMENT, compare
 from ropescope.comparison.compatible import differences, notes
 from ropescope.comparison.distributions import DEPTH, RESULT, STREAM, distributions
-from ropescope.errors import InputError
 from ropescope.localisation.findings import NAMES, octave_name
 from ropescope.localisation.places import OCTAVE, SELECTION, SELECTIONS
 from ropescope.localisation.shares import ENTROPIES, ENTROPY
-from ropescope.resampling import ESTIMATE
 from ropescope.results import provenance, stream_data, wavelength
 from ropescope.summary import format_tokens
-from ropescope.tables import Section, Table
 
 _WORDS = {"bands": "bands", "spectrum-outliers": "spectrum outliers", "periodic": "periodic pairs"}
 _FACTS = {

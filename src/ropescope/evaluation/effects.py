@@ -8,9 +8,9 @@ from typing import Literal
 import numpy as np
 import xarray as xr
 
-from ropescope.errors import InputError, did_you_mean
+from ropescope.base.errors import InputError, did_you_mean
+from ropescope.base.tables import Table, csv_text
 from ropescope.evaluation.records import ALPHA, ARM, LOWEST_NORM, RANDOM, SELECTION, SWEEP
-from ropescope.tables import Table, csv_text
 
 ESTIMATE, CONTROL = "estimate", "control"
 ESTIMATES = ("value", "low", "high")

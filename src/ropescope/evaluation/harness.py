@@ -18,7 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ropescope.errors import InputError, TaskError, did_you_mean, first_line
+from ropescope.base.errors import InputError, TaskError, did_you_mean, first_line
 from ropescope.models import quiet
 
 if TYPE_CHECKING:

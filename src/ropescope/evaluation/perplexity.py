@@ -12,8 +12,8 @@ import torch
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
+from ropescope.base.errors import InputError, ModelError, NonFiniteError
 from ropescope.batching import AUTO, BatchSize, batches_of
-from ropescope.errors import InputError, ModelError, NonFiniteError
 from ropescope.live import check_windows, input_device, undisturbed, vocabulary_size
 from ropescope.windows import windows_protocol
 from ropescope.workers import workers_of
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
     from transformers import PreTrainedModel
 
-    from ropescope.axes import TokenIds
+    from ropescope.base.axes import TokenIds
 
 # Logits held at once, at most: on a CPU 16 MiB, which the heap uses again and again. An accelerator wants larger
 # matrix products, but never more than a quarter of a window.

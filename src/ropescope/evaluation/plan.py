@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import xarray as xr
 
-from ropescope.axes import STREAMS
-from ropescope.errors import InputError
+from ropescope.base.axes import STREAMS
+from ropescope.base.errors import InputError
 from ropescope.evaluation.records import LOWEST_NORM, RANDOM, SELECTION
 from ropescope.masks import PairMask
 from ropescope.selection import lowest_norm, matched_random

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from ropescope.evaluation.schema import Schema
+from ropescope.base.schema import Schema
 
 SELECTION, ARM, ALPHA, WINDOW, STREAM = "selection", "arm", "alpha", "window", "stream"
 LOWEST_NORM = "lowest-norm"

@@ -18,9 +18,10 @@ import numpy as np
 import xarray as xr
 from tqdm import tqdm
 
-from ropescope.axes import STREAMS
+from ropescope.base.axes import STREAMS
+from ropescope.base.errors import ResultError
+from ropescope.base.files import check_target
 from ropescope.batching import AUTO, BatchSize, batches_of
-from ropescope.errors import ResultError
 from ropescope.evaluation.perplexity import check_scoring, perplexity, protocol
 from ropescope.evaluation.plan import ALPHAS, THREE_SEEDS, Controls, Plan, intervention_name, mask_digest, planned
 from ropescope.evaluation.records import (
@@ -32,7 +33,6 @@ from ropescope.evaluation.records import (
     WINDOW,
     labelled,
 )
-from ropescope.files import check_target
 from ropescope.interventions import derotated, weighted_rope
 from ropescope.journal import Journal, drop_journal, journal_of, unseen
 from ropescope.live import model_provenance
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
     from transformers import PreTrainedModel
 
-    from ropescope.axes import TokenIds
+    from ropescope.base.axes import TokenIds
 
 Intervention = Callable[["PreTrainedModel", PairMask, float], AbstractContextManager[None]]
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from ropescope.base.schema import Schema
 from ropescope.evaluation.harness import Evaluated, Score
-from ropescope.evaluation.schema import Schema
 
 PLAIN = "plain"
 ARM, SCORE, ITEM = "arm", "score", "item"

@@ -11,10 +11,10 @@ from typing import Any, Literal
 import numpy as np
 import xarray as xr
 
-from ropescope.errors import InputError, did_you_mean
+from ropescope.base.errors import InputError, did_you_mean
+from ropescope.base.tables import Section, Table, csv_text
 from ropescope.evaluation.paired import Difference, binary_difference, bootstrap_difference
 from ropescope.evaluation.task_records import ALPHA, ARM, FILTER, METRIC, PLAIN, SCORE, SELECTION, TASK, TASKS
-from ropescope.tables import Section, Table, csv_text
 
 FORMATS = ("text", "markdown", "csv", "json")
 Format = Literal["text", "markdown", "csv", "json"]

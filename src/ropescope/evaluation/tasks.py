@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import xarray as xr
 from tqdm import tqdm
 
-from ropescope.errors import InputError, ResultError, TaskError
+from ropescope.base.errors import InputError, ResultError, TaskError
+from ropescope.base.files import check_target, written_whole
 from ropescope.evaluation.harness import Evaluated, Harness, Score, TaskProtocol, json_default
 from ropescope.evaluation.plan import cell_name, check_masks, checked_alphas, intervention_name, mask_digest
 from ropescope.evaluation.task_records import (
@@ -27,7 +28,6 @@ from ropescope.evaluation.task_records import (
     labelled,
     to_json,
 )
-from ropescope.files import check_target, written_whole
 from ropescope.interventions import fitting_card, weighted_rope
 from ropescope.journal import Journal, drop_journal, journal_of, unseen
 from ropescope.live import model_provenance, undisturbed

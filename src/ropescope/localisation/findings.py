@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
-from ropescope.axes import LAYER, STREAMS
+from ropescope.base.axes import LAYER, STREAMS
+from ropescope.base.statistics import ESTIMATE
+from ropescope.base.tables import Section, Table
 from ropescope.localisation.places import NOPE, OCTAVE, ROPE, ROTATION, SELECTION, SELECTIONS, localise
 from ropescope.localisation.shares import ENTROPIES, ENTROPY, SOURCE
-from ropescope.resampling import ESTIMATE
 from ropescope.summary import format_tokens
-from ropescope.tables import Section, Table
 
 NAMES = {"spectrum_fe": "SpectrumFE", "sequence_fe": "SequenceFE"}
 MEANINGS = {

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 import numpy as np
 import xarray as xr
 
-from ropescope.axes import HEAD_AXIS, LAYER, PAIR, STREAMS
+from ropescope.base.axes import HEAD_AXIS, LAYER, PAIR, STREAMS
+from ropescope.base.statistics import ESTIMATE, ESTIMATES, jackknife, permutation_p
 from ropescope.localisation.shares import octaves, variance_shares
 from ropescope.masks import PairMask
-from ropescope.resampling import ESTIMATE, ESTIMATES, jackknife, permutation_p
 from ropescope.results import ROTARY, wavelength
 from ropescope.selection import select
 

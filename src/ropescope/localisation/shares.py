@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
-from ropescope.axes import SEQUENCE
-from ropescope.resampling import ESTIMATE, ESTIMATES, jackknife
+from ropescope.base.axes import SEQUENCE
+from ropescope.base.statistics import ESTIMATE, ESTIMATES, jackknife
 from ropescope.results import mean_over_sequences, stream_data, wavelength
 
 ENTROPY, SOURCE = "entropy", "source"

@@ -10,8 +10,8 @@ from dataclasses import replace
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
-from ropescope.errors import InputError
-from ropescope.tables import Section
+from ropescope.base.errors import InputError
+from ropescope.base.tables import Section
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from ropescope.axes import HEAD_AXIS, LAYER, PAIR, STREAMS
+from ropescope.base.axes import HEAD_AXIS, LAYER, PAIR, STREAMS
 from ropescope.results import ROTARY, provenance, stream_data, wavelength
 from ropescope.summary import format_tokens
 

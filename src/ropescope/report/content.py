@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from ropescope.axes import BIN, HEAD_AXIS, LAYER, PAIR, POSITION, SEQUENCE, STREAMS
+from ropescope.base.axes import BIN, HEAD_AXIS, LAYER, PAIR, POSITION, SEQUENCE, STREAMS
 from ropescope.evaluation.records import ALPHA, ARM, LOWEST_NORM, RANDOM, SELECTION, STREAM
 from ropescope.figures import (
     HEAD_NAMES,

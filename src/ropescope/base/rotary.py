@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from ropescope.errors import InputError
+from ropescope.base.errors import InputError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ropescope.axes import Angles, Heads, PairNorms
+    from ropescope.base.axes import Angles, Heads, PairNorms
 
 Style = Literal["half-split", "interleaved"]
 STYLES: tuple[Style, ...] = ("half-split", "interleaved")

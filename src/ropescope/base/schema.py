@@ -11,8 +11,8 @@ from typing import Any
 
 import xarray as xr
 
-from ropescope.errors import ResultError, first_line
-from ropescope.files import written_whole
+from ropescope.base.errors import ResultError, first_line
+from ropescope.base.files import written_whole
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
-from ropescope.errors import ResultError, first_line
+from ropescope.base.errors import ResultError, first_line
 
 
 def check_target(path: str | Path, *, overwrite: bool = True) -> Path:

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch.signal import windows as signal_windows
 
-from ropescope.errors import InputError, did_you_mean
+from ropescope.base.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ropescope.axes import Entropy, Power, Signal
+    from ropescope.base.axes import Entropy, Power, Signal
 
 # Half the width of the main lobe in bins: the bins 0..lobe over which the window spreads a constant.
 MAIN_LOBE = {"hann": 1, "hamming": 1, "blackman": 2, "rectangular": 0}

@@ -1,1 +1,0 @@
-"""Two or more results against each other: do bands and periodic pairs sit in the same places?"""
