@@ -12,12 +12,13 @@ import torch
 import xarray as xr
 
 from architectures import LLAMA, tokens
-from ropescope import batching, measurement
+from ropescope import measurement
 from ropescope.base.errors import InputError, ModelError
-from ropescope.batching import Batches
 from ropescope.evaluation.perplexity import perplexity
 from ropescope.evaluation.sweep import sweep
 from ropescope.measurement import measure
+from ropescope.run import batching
+from ropescope.run.batching import Batches
 from ropescope.selection import select
 
 pytestmark = pytest.mark.usefixtures("one_thread")

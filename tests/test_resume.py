@@ -18,9 +18,9 @@ import xarray as xr
 from architectures import LLAMA, tokens
 from ropescope import measurement
 from ropescope.base.errors import ResultError
-from ropescope.journal import Journal
 from ropescope.measurement import measure
 from ropescope.results import load, provenance
+from ropescope.run.journal import Journal
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -184,7 +184,7 @@ KILLED = """
     import ropescope as rs
     from architectures import LLAMA, tokens
     from ropescope.evaluation.plan import Controls
-    from ropescope.workers import WorkerError
+    from ropescope.run.workers import WorkerError
 
     torch.set_num_threads(1)
     model, windows = LLAMA.shared(), tokens(24, 96)

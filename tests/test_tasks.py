@@ -32,9 +32,9 @@ from ropescope.live import undisturbed
 from ropescope.measurement import measure
 from ropescope.models import load_model
 from ropescope.results import save
+from ropescope.run.workers import Workers
 from ropescope.selection import select
 from ropescope.windows import token_windows
-from ropescope.workers import Workers
 from worker_jobs import save_models_with_text
 
 pytest.importorskip("lm_eval")

@@ -16,7 +16,7 @@ from architectures import LLAMA, tokens
 from launching import TIMEOUT, environment, run, run_job, torchrun
 from ropescope import cli
 from ropescope.base.errors import InputError, ResultError
-from ropescope.workers import Workers, local_device, workers_of
+from ropescope.run.workers import Workers, local_device, workers_of
 from tiny import tiny_llama
 
 FRAMES = ["--length", "128", "--frame-length", "64", "--hop-length", "32"]
@@ -135,7 +135,7 @@ def test_bad_options_of_the_command(
 def test_layers_are_not_spread_by_several_processes_at_once(
     measuring: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("ropescope.workers.all_launched", lambda: one_of(2, 0))
+    monkeypatch.setattr("ropescope.run.workers.all_launched", lambda: one_of(2, 0))
     with pytest.raises(SystemExit):
         cli.main([*measuring, "--device-map", "auto", "--output", "r.nc"])
     assert "got --device-map auto in 2 processes, each of which would spread" in capsys.readouterr().err

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ropescope.base.axes import KEY, QUERY
 from ropescope.base.errors import ModelError, NonFiniteError
-from ropescope.workers import Workers, holders
+from ropescope.run.workers import Workers, holders
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

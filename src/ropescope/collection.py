@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from ropescope.probing import RotaryCard
     from ropescope.reduction import Reducer
-    from ropescope.workers import Workers
+    from ropescope.run.workers import Workers
 
 # Spectra are at most 1 and are summed as integers of this unit: an exact sum of up to 32768 windows is the same in
 # every order, so it does not show which process did what.

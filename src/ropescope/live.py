@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from ropescope.base.errors import InputError
-from ropescope.batching import check_batch_size
 from ropescope.fingerprint import fingerprint
+from ropescope.run.batching import check_batch_size
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from ropescope.base.axes import TokenIds
-    from ropescope.batching import BatchSize
+    from ropescope.run.batching import BatchSize
 
 
 def model_provenance(model: PreTrainedModel) -> dict[str, object]:

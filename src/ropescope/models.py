@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from ropescope.base.errors import ModelError, did_you_mean, first_line
-from ropescope.workers import all_launched
+from ropescope.run.workers import all_launched
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -45,7 +45,7 @@ def _several() -> bool:
 def _processes() -> AbstractContextManager[Any]:
     if not _several():
         return nullcontext()
-    from ropescope.workers import launched
+    from ropescope.run.workers import launched
 
     return launched()
 
@@ -53,7 +53,7 @@ def _processes() -> AbstractContextManager[Any]:
 def _say(line: str) -> None:
     """One line for the whole run, from whichever of its processes comes first."""
     if _several():
-        from ropescope.workers import first_to_speak
+        from ropescope.run.workers import first_to_speak
 
         if not first_to_speak():
             return

@@ -75,7 +75,7 @@ def measure(
     """
     import ropescope as rs
     from ropescope.base.files import check_target
-    from ropescope.journal import journal_folder
+    from ropescope.run.journal import journal_folder
     from ropescope.summary import summary_text
 
     norm_heads = parse_heads(how.norm_heads)

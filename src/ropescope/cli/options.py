@@ -119,7 +119,7 @@ class MeasureOptions:
 
 def load_chosen(model: str, options: ModelOptions) -> tuple[Any, Any]:
     import ropescope as rs
-    from ropescope.workers import all_launched, local_device
+    from ropescope.run.workers import all_launched, local_device
 
     workers = all_launched()
     if options.device_map is not None and workers.size > 1:
@@ -142,14 +142,14 @@ def load_chosen(model: str, options: ModelOptions) -> tuple[Any, Any]:
 
 def sharing(options: ModelOptions) -> ProcessGroup | None:
     """The processes that torchrun started, where each has the whole model."""
-    from ropescope.workers import all_launched
+    from ropescope.run.workers import all_launched
 
     return None if options.tensor_parallel else all_launched().group
 
 
 def leading() -> bool:
     """Whether this is the process that prints and writes."""
-    from ropescope.workers import all_launched
+    from ropescope.run.workers import all_launched
 
     return all_launched().leading
 

@@ -21,7 +21,6 @@ from tqdm import tqdm
 from ropescope.base.axes import STREAMS
 from ropescope.base.errors import ResultError
 from ropescope.base.files import check_target
-from ropescope.batching import AUTO, BatchSize, batches_of
 from ropescope.evaluation.perplexity import check_scoring, perplexity, protocol
 from ropescope.evaluation.plan import ALPHAS, THREE_SEEDS, Controls, Plan, intervention_name, mask_digest, planned
 from ropescope.evaluation.records import (
@@ -34,12 +33,13 @@ from ropescope.evaluation.records import (
     labelled,
 )
 from ropescope.interventions import derotated, weighted_rope
-from ropescope.journal import Journal, drop_journal, journal_of, unseen
 from ropescope.live import model_provenance
 from ropescope.masks import PairMask
 from ropescope.results import provenance as result_provenance
+from ropescope.run.batching import AUTO, BatchSize, batches_of
+from ropescope.run.journal import Journal, drop_journal, journal_of, unseen
+from ropescope.run.workers import Workers, workers_of
 from ropescope.windows import windows_protocol
-from ropescope.workers import Workers, workers_of
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

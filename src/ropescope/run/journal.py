@@ -23,7 +23,7 @@ import numpy as np
 
 from ropescope.base.errors import ResultError, first_line
 from ropescope.base.files import written_whole
-from ropescope.workers import Workers
+from ropescope.run.workers import Workers
 
 _CONFIGURATION = "configuration.json"
 _LOCK = "lock"

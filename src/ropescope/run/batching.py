@@ -9,7 +9,7 @@ from typing import Literal, TypeVar
 import torch
 
 from ropescope.base.errors import InputError, ModelError
-from ropescope.workers import Workers
+from ropescope.run.workers import Workers
 
 AUTO = "auto"
 BatchSize = int | Literal["auto"]
