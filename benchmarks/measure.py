@@ -19,7 +19,7 @@ import torch
 
 import ropescope as rs
 from common import DEVICES, describe, load, peak_mb, print_peak, random_windows, seconds
-from ropescope.attention import AttentionCall, intercepted
+from ropescope.model.attention import AttentionCall, intercepted
 
 
 def forward(model: Any, windows: torch.Tensor) -> None:

@@ -48,7 +48,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def builtin() -> Any:
     """SmolLM2-135M-Instruct in float32 and its tokenizer; reading the file takes most of half a minute."""
-    from ropescope.models import load_model
+    from ropescope.model.loading import load_model
 
     return load_model("builtin", device="cpu", dtype="float32")
 

@@ -17,8 +17,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from architectures import ARCHITECTURES, GEMMA3, GPT2, LLAMA, QWEN3, VOCABULARY, Architecture, state_of, tokens
-from ropescope.attention import AttentionCall, intercepted
 from ropescope.base.errors import ModelError
+from ropescope.model.attention import AttentionCall, intercepted
 
 pytestmark = pytest.mark.usefixtures("one_thread", "no_gradients")
 

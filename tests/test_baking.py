@@ -18,8 +18,8 @@ from ropescope.evaluation.perplexity import perplexity
 from ropescope.interventions import weighted_rope
 from ropescope.masks import PairMask
 from ropescope.measurement import measure
+from ropescope.model.windows import token_windows
 from ropescope.selection import matched_random, select
-from ropescope.windows import token_windows
 
 pytestmark = pytest.mark.usefixtures("one_thread", "no_gradients")
 

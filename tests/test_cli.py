@@ -285,7 +285,7 @@ def test_python_dash_m_is_the_command():
 
 @pytest.mark.slow
 def test_demo_measures_draws_and_says_what_to_look_at(builtin, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("ropescope.models.load_model", lambda source: builtin)
+    monkeypatch.setattr("ropescope.model.loading.load_model", lambda source: builtin)
     cli.main(["demo", "--output-dir", str(tmp_path)])
     output = capsys.readouterr().out
     names = {f"builtin-{stream}-{name}.png" for stream in ("query", "key") for name in ("panel", "overview")}

@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch.utils.data import DataLoader
 
-from ropescope import corpora
 from ropescope import windows as windows_module
 from ropescope.base.errors import CorpusError
-from ropescope.windows import TokenWindows, token_windows, windows_protocol
+from ropescope.model import corpora
+from ropescope.model.windows import TokenWindows, token_windows, windows_protocol
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 WIKITEXT = DATA / "wikitext" / "wiki.test.raw"

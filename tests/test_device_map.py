@@ -15,10 +15,10 @@ from ropescope.baking import bake
 from ropescope.base.errors import ModelError
 from ropescope.evaluation.perplexity import perplexity
 from ropescope.interventions import derotated, weighted_rope
-from ropescope.live import model_provenance
 from ropescope.measurement import measure
-from ropescope.models import load_model
-from ropescope.probing import probe
+from ropescope.model.access import model_provenance
+from ropescope.model.loading import load_model
+from ropescope.model.probing import probe
 from ropescope.selection import select
 from tiny import byte_level_tokenizer
 

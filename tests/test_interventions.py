@@ -34,13 +34,13 @@ from architectures import (
     state_of,
     tokens,
 )
-from ropescope.attention import AttentionCall, intercepted
 from ropescope.base.axes import HEAD, KV_HEAD, LAYER, PAIR
 from ropescope.base.errors import InputError
 from ropescope.interventions import derotated, weighted_rope
-from ropescope.live import model_provenance
 from ropescope.masks import PairMask
 from ropescope.measurement import measure
+from ropescope.model.access import model_provenance
+from ropescope.model.attention import AttentionCall, intercepted
 from ropescope.selection import select
 
 pytestmark = pytest.mark.usefixtures("one_thread", "no_gradients")

@@ -37,11 +37,11 @@ from architectures import (
     tokens,
 )
 from ropescope import measurement, reduction
-from ropescope.attention import AttentionCall, intercepted
 from ropescope.base.errors import InputError, ModelError, NonFiniteError, RopescopeError
 from ropescope.measurement import measure
+from ropescope.model.attention import AttentionCall, intercepted
+from ropescope.model.windows import TokenWindows
 from ropescope.results import provenance
-from ropescope.windows import TokenWindows
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

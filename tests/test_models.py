@@ -16,8 +16,8 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from ropescope.base.errors import ModelError
-from ropescope.live import model_provenance
-from ropescope.models import load_model
+from ropescope.model.access import model_provenance
+from ropescope.model.loading import load_model
 from tiny import SIZES, byte_level_tokenizer, tiny_llama
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -112,7 +112,7 @@ def refusal(source, **options):
 
 
 def test_importing_models_loads_no_transformers():
-    code = "import sys, ropescope.models, ropescope.corpora; print(*sys.modules)"
+    code = "import sys, ropescope.model.loading, ropescope.model.corpora; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"transformers", "datasets", "gguf", "pyarrow"} & set(loaded)
 
@@ -400,7 +400,7 @@ def test_fingerprint_knows_the_weights_and_not_their_dtype():
 
 
 def test_fingerprint_knows_names_and_shapes():
-    from ropescope.fingerprint import fingerprint
+    from ropescope.model.fingerprint import fingerprint
 
     prints = {fingerprint(torch.nn.ParameterDict({name: torch.zeros(shape)})) for name in "ab" for shape in (4, 5)}
     assert len(prints) == 4
@@ -428,7 +428,7 @@ def test_builtin_is_smollm2(builtin):
 @needs_builtin
 @pytest.mark.slow
 def test_builtin_has_its_known_perplexity(builtin, wikitext):
-    from ropescope.windows import token_windows
+    from ropescope.model.windows import token_windows
 
     model, tokenizer = builtin
     windows = token_windows(tokenizer, wikitext, length=1024, count=4)

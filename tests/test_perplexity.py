@@ -15,7 +15,7 @@ from architectures import ARCHITECTURES, DYNAMIC_NTK, LLAMA, VOCABULARY, Archite
 from ropescope.base.errors import InputError, ModelError, NonFiniteError
 from ropescope.evaluation import perplexity as module
 from ropescope.evaluation.perplexity import perplexity
-from ropescope.windows import TokenWindows
+from ropescope.model.windows import TokenWindows
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -30,10 +30,10 @@ from architectures import (
     state_of,
     tokens,
 )
-from ropescope import probing
 from ropescope.base.errors import InputError, ModelError, ProbeError, RopescopeError
 from ropescope.base.rotary import Pairing
-from ropescope.probing import LayerRotation, RotaryCard, probe
+from ropescope.model import probing
+from ropescope.model.probing import LayerRotation, RotaryCard, probe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

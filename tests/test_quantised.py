@@ -14,9 +14,9 @@ from architectures import LLAMA, tokens
 from ropescope.baking import bake
 from ropescope.base.errors import ModelError
 from ropescope.evaluation.perplexity import perplexity
-from ropescope.fingerprint import fingerprint
 from ropescope.interventions import derotated, weighted_rope
 from ropescope.measurement import measure
+from ropescope.model.fingerprint import fingerprint
 from ropescope.selection import select
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -14,8 +14,8 @@ from transformers import PreTrainedModel
 
 from architectures import entropies_of, pair_norms_of
 from ropescope.measurement import measure
-from ropescope.probing import probe
-from ropescope.windows import token_windows
+from ropescope.model.probing import probe
+from ropescope.model.windows import token_windows
 
 pytestmark = pytest.mark.slow
 

@@ -28,13 +28,13 @@ from ropescope.evaluation.task_records import TASKS, labelled, to_json
 from ropescope.evaluation.task_table import compared, tasks_table
 from ropescope.evaluation.tasks import evaluate_tasks
 from ropescope.interventions import weighted_rope
-from ropescope.live import undisturbed
 from ropescope.measurement import measure
-from ropescope.models import load_model
+from ropescope.model.access import undisturbed
+from ropescope.model.loading import load_model
+from ropescope.model.windows import token_windows
 from ropescope.results import save
 from ropescope.run.workers import Workers
 from ropescope.selection import select
-from ropescope.windows import token_windows
 from worker_jobs import save_models_with_text
 
 pytest.importorskip("lm_eval")

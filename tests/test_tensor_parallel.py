@@ -8,7 +8,7 @@ import pytest
 
 from launching import run, run_job, torchrun
 from ropescope.base.errors import ModelError
-from ropescope.models import load_model
+from ropescope.model.loading import load_model
 from worker_jobs import save_models
 
 

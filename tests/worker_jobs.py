@@ -21,7 +21,7 @@ import ropescope as rs
 from architectures import LLAMA, LLAMA4, QWEN3, Architecture, tokens
 from ropescope.base.errors import InputError, ModelError, NonFiniteError
 from ropescope.evaluation.plan import Controls
-from ropescope.live import model_provenance
+from ropescope.model.access import model_provenance
 from ropescope.run.workers import Workers, launched
 
 FRAMES = {"frame_length": 32, "hop_length": 16}

@@ -24,19 +24,19 @@ if TYPE_CHECKING:
     from ropescope.localisation.places import localise as localise
     from ropescope.masks import PairMask as PairMask
     from ropescope.measurement import measure as measure
-    from ropescope.models import load_model as load_model
-    from ropescope.probing import probe as probe
+    from ropescope.model.loading import load_model as load_model
+    from ropescope.model.probing import probe as probe
+    from ropescope.model.windows import token_windows as token_windows
     from ropescope.results import load as load
     from ropescope.results import save as save
     from ropescope.selection import lowest_norm as lowest_norm
     from ropescope.selection import matched_random as matched_random
     from ropescope.selection import select as select
-    from ropescope.windows import token_windows as token_windows
 
 _HOME = {
-    "load_model": "models",
-    "token_windows": "windows",
-    "probe": "probing",
+    "load_model": "model.loading",
+    "token_windows": "model.windows",
+    "probe": "model.probing",
     "measure": "measurement",
     "save": "results",
     "load": "results",

@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ropescope.attention import AttentionCall, intercepted
 from ropescope.base.axes import KEY, QUERY
 from ropescope.base.errors import ModelError
 from ropescope.base.rotary import pair_norms
 from ropescope.interventions import Alpha, fitting_card, over_dimensions, pair_weights
-from ropescope.live import input_device, undisturbed, vocabulary_size
+from ropescope.model.access import input_device, undisturbed, vocabulary_size
+from ropescope.model.attention import AttentionCall, intercepted
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
     from ropescope.masks import PairMask
-    from ropescope.probing import LayerRotation, RotaryCard
+    from ropescope.model.probing import LayerRotation, RotaryCard
 
 PROJECTIONS = {QUERY: "q_proj", KEY: "k_proj"}
 _TOKENS = 16

@@ -14,7 +14,7 @@ from ropescope.results import KeptNorms, build_result
 if TYPE_CHECKING:
     import xarray as xr
 
-    from ropescope.probing import RotaryCard
+    from ropescope.model.probing import RotaryCard
     from ropescope.reduction import Reducer
     from ropescope.run.workers import Workers
 

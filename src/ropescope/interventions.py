@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ropescope.attention import AttentionCall, intercepted
 from ropescope.base.axes import KEY, QUERY
 from ropescope.base.errors import InputError
 from ropescope.base.rotary import turn
-from ropescope.live import model_provenance, rotary_frequencies
 from ropescope.masks import PairMask
-from ropescope.probing import LayerRotation, RotaryCard, probe
+from ropescope.model.access import model_provenance, rotary_frequencies
+from ropescope.model.attention import AttentionCall, intercepted
+from ropescope.model.probing import LayerRotation, RotaryCard, probe
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -16,9 +16,9 @@ from ropescope.base.rotary import Pairing, pair_norms
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ropescope.attention import AttentionCall
     from ropescope.base.axes import Heads, Power
-    from ropescope.probing import LayerRotation
+    from ropescope.model.attention import AttentionCall
+    from ropescope.model.probing import LayerRotation
 
 VARIABLES = ("spectrum_fe", "sequence_fe", "mean_norm", "dc_share", "dominant_period", "peak_share")
 # The power of a longer sequence of larger norms may overflow float32.

@@ -124,7 +124,7 @@ def bake(
         Expression, or one of the paper's selections by name.
     """
     import ropescope as rs
-    from ropescope.models import quiet
+    from ropescope.model.loading import quiet
 
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ResultError(f"cannot write {output}: it exists and is not an empty folder; choose another --output")

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ropescope.base.errors import InputError, TaskError, did_you_mean, first_line
-from ropescope.models import quiet
+from ropescope.model.loading import quiet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -13,10 +13,10 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 from ropescope.base.errors import InputError, ModelError, NonFiniteError
-from ropescope.live import check_windows, input_device, undisturbed, vocabulary_size
+from ropescope.model.access import check_windows, input_device, undisturbed, vocabulary_size
+from ropescope.model.windows import windows_protocol
 from ropescope.run.batching import AUTO, BatchSize, batches_of
 from ropescope.run.workers import workers_of
-from ropescope.windows import windows_protocol
 
 if TYPE_CHECKING:
     from torch import Tensor

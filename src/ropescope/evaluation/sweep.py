@@ -33,13 +33,13 @@ from ropescope.evaluation.records import (
     labelled,
 )
 from ropescope.interventions import derotated, weighted_rope
-from ropescope.live import model_provenance
 from ropescope.masks import PairMask
+from ropescope.model.access import model_provenance
+from ropescope.model.windows import windows_protocol
 from ropescope.results import provenance as result_provenance
 from ropescope.run.batching import AUTO, BatchSize, batches_of
 from ropescope.run.journal import Journal, drop_journal, journal_of, unseen
 from ropescope.run.workers import Workers, workers_of
-from ropescope.windows import windows_protocol
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

@@ -29,8 +29,8 @@ from ropescope.evaluation.task_records import (
     to_json,
 )
 from ropescope.interventions import fitting_card, weighted_rope
-from ropescope.live import model_provenance, undisturbed
 from ropescope.masks import PairMask
+from ropescope.model.access import model_provenance, undisturbed
 from ropescope.run.journal import Journal, drop_journal, journal_of, unseen
 from ropescope.run.workers import Workers, workers_of
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ropescope.base.errors import InputError
-from ropescope.fingerprint import fingerprint
+from ropescope.model.fingerprint import fingerprint
 from ropescope.run.batching import check_batch_size
 
 if TYPE_CHECKING:

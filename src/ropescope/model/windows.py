@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ropescope.base.errors import CorpusError
-from ropescope.corpora import Request, open_corpus
+from ropescope.model.corpora import Request, open_corpus
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ropescope.attention import AttentionCall, intercepted
 from ropescope.base.errors import InputError, ProbeError
 from ropescope.base.rotary import Pairing, split_pairs
-from ropescope.live import input_device, rotary_frequencies, undisturbed, vocabulary_size
+from ropescope.model.access import input_device, rotary_frequencies, undisturbed, vocabulary_size
+from ropescope.model.attention import AttentionCall, intercepted
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
