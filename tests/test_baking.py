@@ -17,7 +17,7 @@ from ropescope.base.errors import InputError, ModelError
 from ropescope.evaluation.perplexity import perplexity
 from ropescope.interventions import weighted_rope
 from ropescope.masks import PairMask
-from ropescope.measurement import measure
+from ropescope.measurement.measure import measure
 from ropescope.model.windows import token_windows
 from ropescope.selection import matched_random, select
 

@@ -12,11 +12,11 @@ import torch
 import xarray as xr
 
 from architectures import LLAMA, tokens
-from ropescope import measurement
 from ropescope.base.errors import InputError, ModelError
 from ropescope.evaluation.perplexity import perplexity
 from ropescope.evaluation.sweep import sweep
-from ropescope.measurement import measure
+from ropescope.measurement import measure as measurement
+from ropescope.measurement.measure import measure
 from ropescope.run import batching
 from ropescope.run.batching import Batches
 from ropescope.selection import select

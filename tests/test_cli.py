@@ -182,7 +182,9 @@ def test_bad_inputs_of_figures(tmp_path, capsys):
 
 
 def test_ctrl_c_ends_with_one_line_and_leaves_nothing(measured, tmp_path):
-    hold = "import ropescope.measurement as m, time; m._run = lambda *a: (print('on', flush=True), time.sleep(60))"
+    hold = (
+        "import ropescope.measurement.measure as m, time; m._run = lambda *a: (print('on', flush=True), time.sleep(60))"
+    )
     process = subprocess.Popen(
         [sys.executable, "-c", f"{hold}\nfrom ropescope.cli import main\nmain({measured!r})"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,

@@ -9,7 +9,7 @@ import pytest
 import xarray as xr
 
 from ropescope import cli
-from ropescope.results import save
+from ropescope.measurement.results import save
 from synthetic import synthetic_result
 
 

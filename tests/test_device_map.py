@@ -15,7 +15,7 @@ from ropescope.baking import bake
 from ropescope.base.errors import ModelError
 from ropescope.evaluation.perplexity import perplexity
 from ropescope.interventions import derotated, weighted_rope
-from ropescope.measurement import measure
+from ropescope.measurement.measure import measure
 from ropescope.model.access import model_provenance
 from ropescope.model.loading import load_model
 from ropescope.model.probing import probe

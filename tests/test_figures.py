@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from ropescope.base.entropy import spectrum_fe, white_noise_entropy
 from ropescope.base.errors import InputError
 from ropescope.figures import default_heads, overview, panel
-from ropescope.results import load, mean_over_sequences, save, stream_data
+from ropescope.measurement.results import load, mean_over_sequences, save, stream_data
 from synthetic import BAND_HEAD, OUTLIER_PAIR, PERIODIC_HEAD, PERIODIC_PAIRS, UNDEFINED, synthetic_result
 
 HEADS = [BAND_HEAD, PERIODIC_HEAD, (3, 2)]

@@ -38,7 +38,7 @@ from ropescope.base.axes import HEAD, KV_HEAD, LAYER, PAIR
 from ropescope.base.errors import InputError
 from ropescope.interventions import derotated, weighted_rope
 from ropescope.masks import PairMask
-from ropescope.measurement import measure
+from ropescope.measurement.measure import measure
 from ropescope.model.access import model_provenance
 from ropescope.model.attention import AttentionCall, intercepted
 from ropescope.selection import select

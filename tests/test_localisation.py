@@ -11,7 +11,7 @@ import xarray as xr
 from ropescope.localisation.findings import octave_name, where_bands_live
 from ropescope.localisation.places import localise
 from ropescope.localisation.shares import SOURCES, octaves, variance_shares
-from ropescope.results import wavelength
+from ropescope.measurement.results import wavelength
 from ropescope.selection import select
 from synthetic import synthetic_result
 

@@ -36,12 +36,13 @@ from architectures import (
     state_of,
     tokens,
 )
-from ropescope import measurement, reduction
 from ropescope.base.errors import InputError, ModelError, NonFiniteError, RopescopeError
-from ropescope.measurement import measure
+from ropescope.measurement import measure as measurement
+from ropescope.measurement import reduction
+from ropescope.measurement.measure import measure
+from ropescope.measurement.results import provenance
 from ropescope.model.attention import AttentionCall, intercepted
 from ropescope.model.windows import TokenWindows
-from ropescope.results import provenance
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

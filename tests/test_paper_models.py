@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from architectures import entropies_of, pair_norms_of, state_of, tokens
-from ropescope.measurement import measure
+from ropescope.measurement.measure import measure
 
 pytestmark = pytest.mark.slow
 

@@ -15,7 +15,7 @@ from ropescope.baking import bake
 from ropescope.base.errors import ModelError
 from ropescope.evaluation.perplexity import perplexity
 from ropescope.interventions import derotated, weighted_rope
-from ropescope.measurement import measure
+from ropescope.measurement.measure import measure
 from ropescope.model.fingerprint import fingerprint
 from ropescope.selection import select
 

@@ -19,6 +19,8 @@ from ropescope.base.entropy import white_noise_entropy
 from ropescope.base.errors import InputError
 from ropescope.base.tables import Section, Table
 from ropescope.evaluation.records import SWEEP, labelled
+from ropescope.measurement.results import mean_over_sequences, provenance, stream_data
+from ropescope.measurement.summary import counts
 from ropescope.report import _inside_script, content, render
 from ropescope.report.cards import card
 from ropescope.report.encoding import (
@@ -31,8 +33,6 @@ from ropescope.report.encoding import (
     encode_log_power,
     encode_norms,
 )
-from ropescope.results import mean_over_sequences, provenance, stream_data
-from ropescope.summary import counts
 from synthetic import UNDEFINED as SILENT
 from synthetic import synthetic_result
 

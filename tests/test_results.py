@@ -13,7 +13,7 @@ import pytest
 import xarray as xr
 
 from ropescope.base.errors import InputError, ResultError
-from ropescope.results import (
+from ropescope.measurement.results import (
     PAIR_VARIABLES,
     KeptNorms,
     build_result,

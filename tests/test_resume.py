@@ -16,10 +16,10 @@ import pytest
 import xarray as xr
 
 from architectures import LLAMA, tokens
-from ropescope import measurement
 from ropescope.base.errors import ResultError
-from ropescope.measurement import measure
-from ropescope.results import load, provenance
+from ropescope.measurement import measure as measurement
+from ropescope.measurement.measure import measure
+from ropescope.measurement.results import load, provenance
 from ropescope.run.journal import Journal
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from ropescope.base.axes import HEAD_AXIS
 from ropescope.base.errors import InputError
 from ropescope.masks import PairMask
-from ropescope.results import PAIR_VARIABLES, provenance
+from ropescope.measurement.results import PAIR_VARIABLES, provenance
 from ropescope.selection import NAMED, NAMES, lowest_norm, matched_random, select
 from synthetic import BAND_HEAD, BAND_PAIRS, MISSING_PAIRS, NARROW_LAYER, UNDEFINED, synthetic_result
 

@@ -15,7 +15,7 @@ from ropescope.base.errors import InputError, ResultError
 from ropescope.comparison.compatible import noise_reference
 from ropescope.comparison.distributions import distributions
 from ropescope.localisation.places import localise
-from ropescope.results import NORM, mean_over_sequences, stream_data
+from ropescope.measurement.results import NORM, mean_over_sequences, stream_data
 from ropescope.sidebyside import bands_over_wavelength, side_by_side, spread_curves
 from synthetic import BAND_HEAD, PERIODIC_HEAD, synthetic_result
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from architectures import entropies_of, pair_norms_of
-from ropescope.measurement import measure
+from ropescope.measurement.measure import measure
 from ropescope.model.probing import probe
 from ropescope.model.windows import token_windows
 

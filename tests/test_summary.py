@@ -9,8 +9,8 @@ import pytest
 import xarray as xr
 
 from ropescope.base.errors import InputError
-from ropescope.results import PAIR_VARIABLES, build_result
-from ropescope.summary import Band, Counts, bands, counts, format_tokens, summary_text
+from ropescope.measurement.results import PAIR_VARIABLES, build_result
+from ropescope.measurement.summary import Band, Counts, bands, counts, format_tokens, summary_text
 from synthetic import BAND_HEAD, BAND_PAIRS, MISSING_PAIRS, UNDEFINED, synthetic_result
 
 

@@ -30,7 +30,7 @@ from ropescope.evaluation.plan import NO_CONTROLS, Controls
 from ropescope.evaluation.records import ALPHA, ARM, SELECTION, STREAM, SWEEP, WINDOW, labelled
 from ropescope.evaluation.sweep import rotation_kept, sweep
 from ropescope.interventions import derotated, weighted_rope
-from ropescope.measurement import measure
+from ropescope.measurement.measure import measure
 from ropescope.selection import lowest_norm, matched_random, select
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -151,7 +151,7 @@ KILLED = """
     from architectures import LLAMA, tokens
     from ropescope.evaluation import sweep
     from ropescope.evaluation.plan import Controls
-    from ropescope.measurement import measure
+    from ropescope.measurement.measure import measure
     from ropescope.selection import select
 
     torch.set_num_threads(1)

@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from ropescope.interventions import weighted_rope as weighted_rope
     from ropescope.localisation.places import localise as localise
     from ropescope.masks import PairMask as PairMask
-    from ropescope.measurement import measure as measure
+    from ropescope.measurement.measure import measure as measure
+    from ropescope.measurement.results import load as load
+    from ropescope.measurement.results import save as save
     from ropescope.model.loading import load_model as load_model
     from ropescope.model.probing import probe as probe
     from ropescope.model.windows import token_windows as token_windows
-    from ropescope.results import load as load
-    from ropescope.results import save as save
     from ropescope.selection import lowest_norm as lowest_norm
     from ropescope.selection import matched_random as matched_random
     from ropescope.selection import select as select
@@ -37,9 +37,9 @@ _HOME = {
     "load_model": "model.loading",
     "token_windows": "model.windows",
     "probe": "model.probing",
-    "measure": "measurement",
-    "save": "results",
-    "load": "results",
+    "measure": "measurement.measure",
+    "save": "measurement.results",
+    "load": "measurement.results",
     "spectrum_fe": "base.entropy",
     "select": "selection",
     "PairMask": "masks",

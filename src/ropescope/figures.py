@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 
 from ropescope.base.axes import HEAD_AXIS, LAYER, PAIR, POSITION, SEQUENCE
 from ropescope.base.errors import InputError
-from ropescope.results import (
+from ropescope.measurement.results import (
     KEPT,
     NORM,
     ROTARY,
@@ -25,7 +25,7 @@ from ropescope.results import (
     stream_data,
     wavelength,
 )
-from ropescope.summary import BAND, OUTLIER, PERIODIC, bands, format_tokens
+from ropescope.measurement.summary import BAND, OUTLIER, PERIODIC, bands, format_tokens
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

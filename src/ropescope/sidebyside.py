@@ -19,8 +19,8 @@ from ropescope.curves import COLOURS
 from ropescope.figures import FAINT, HEAD_NAMES, LABELS, REFERENCE, SCALES, SEQUENCE_FE, SMALL, STREAM_NAMES, THRESHOLDS
 from ropescope.localisation.findings import octave_name
 from ropescope.localisation.places import NOPE, OCTAVE, ROPE, SELECTION, SELECTIONS, localise
-from ropescope.results import KEPT, NORM, mean_over_sequences, stream_data, wavelength
-from ropescope.summary import format_tokens
+from ropescope.measurement.results import KEPT, NORM, mean_over_sequences, stream_data, wavelength
+from ropescope.measurement.summary import format_tokens
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -27,7 +27,7 @@ def demo(*, output_dir: Path = Path("ropescope-demo")) -> None:
     """
     import ropescope as rs
     from ropescope.base.files import check_target
-    from ropescope.summary import summary_text
+    from ropescope.measurement.summary import summary_text
 
     make_folder(output_dir)
     target = output_dir / "builtin.nc"

@@ -75,8 +75,8 @@ def measure(
     """
     import ropescope as rs
     from ropescope.base.files import check_target
+    from ropescope.measurement.summary import summary_text
     from ropescope.run.journal import journal_folder
-    from ropescope.summary import summary_text
 
     norm_heads = parse_heads(how.norm_heads)
     target = output or Path(f"{stem_of(model)}-{stem_of(text.corpus)}-{text.length}.nc")
@@ -131,7 +131,7 @@ def figures(
     """
     import ropescope as rs
     from ropescope.evaluation.records import SWEEP
-    from ropescope.results import schema_of
+    from ropescope.measurement.results import schema_of
 
     if not results:
         raise InputError("figures got no result file; name at least one: ropescope figures RESULT.nc")

@@ -72,7 +72,7 @@ def _sorted(paths: Sequence[Path]) -> tuple[list[Path], list[Path], list[Path]]:
     """Measurements, sweeps and tasks; what is none of them goes with the measurements, whose loading says so."""
     from ropescope.evaluation.records import SWEEP
     from ropescope.evaluation.task_records import TASKS
-    from ropescope.results import schema_of
+    from ropescope.measurement.results import schema_of
 
     schemas = {path: schema_of(path) for path in paths}
     sweeps, tasks = ([p for p in paths if schemas[p] == each.name] for each in (SWEEP, TASKS))

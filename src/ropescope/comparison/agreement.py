@@ -16,8 +16,8 @@ from ropescope.comparison.compatible import check_pairwise, on_scale_of
 from ropescope.comparison.overlap import chance_anywhere, chance_per_head, jaccard
 from ropescope.localisation.places import SELECTION, SELECTIONS
 from ropescope.localisation.shares import ENTROPIES, ENTROPY
-from ropescope.results import stream_data
-from ropescope.summary import BAND, OUTLIER, PERIODIC
+from ropescope.measurement.results import stream_data
+from ropescope.measurement.summary import BAND, OUTLIER, PERIODIC
 
 OTHER, PLACEMENT = "other", "placement"
 ANYWHERE, PER_HEAD = "anywhere", "per head"

@@ -10,7 +10,7 @@ import xarray as xr
 from ropescope.base.axes import HEAD_AXIS, LAYER, PAIR, STREAMS
 from ropescope.base.entropy import white_noise_entropy
 from ropescope.base.errors import InputError, ResultError
-from ropescope.results import ROTARY, provenance, stream_data
+from ropescope.measurement.results import ROTARY, provenance, stream_data
 
 FRAME = ("frame_length", "hop_length", "window")
 

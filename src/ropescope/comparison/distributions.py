@@ -12,7 +12,7 @@ from ropescope.base.axes import HEAD_AXIS, LAYER, PAIR, STREAMS
 from ropescope.comparison.compatible import check_frames, on_scale_of
 from ropescope.localisation.places import OCTAVE, SELECTION, SELECTIONS
 from ropescope.localisation.shares import ENTROPIES, ENTROPY, octaves
-from ropescope.results import mean_over_sequences, stream_data
+from ropescope.measurement.results import mean_over_sequences, stream_data
 from ropescope.selection import select
 
 RESULT, STREAM, DEPTH = "result", "stream", "depth"

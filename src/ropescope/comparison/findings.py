@@ -18,8 +18,8 @@ from ropescope.comparison.distributions import DEPTH, RESULT, STREAM, distributi
 from ropescope.localisation.findings import NAMES, octave_name
 from ropescope.localisation.places import OCTAVE, SELECTION, SELECTIONS
 from ropescope.localisation.shares import ENTROPIES, ENTROPY
-from ropescope.results import provenance, stream_data, wavelength
-from ropescope.summary import format_tokens
+from ropescope.measurement.results import provenance, stream_data, wavelength
+from ropescope.measurement.summary import format_tokens
 
 _WORDS = {"bands": "bands", "spectrum-outliers": "spectrum outliers", "periodic": "periodic pairs"}
 _FACTS = {

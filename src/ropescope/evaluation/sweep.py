@@ -34,9 +34,9 @@ from ropescope.evaluation.records import (
 )
 from ropescope.interventions import derotated, weighted_rope
 from ropescope.masks import PairMask
+from ropescope.measurement.results import provenance as result_provenance
 from ropescope.model.access import model_provenance
 from ropescope.model.windows import windows_protocol
-from ropescope.results import provenance as result_provenance
 from ropescope.run.batching import AUTO, BatchSize, batches_of
 from ropescope.run.journal import Journal, drop_journal, journal_of, unseen
 from ropescope.run.workers import Workers, workers_of

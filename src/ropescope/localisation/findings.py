@@ -10,7 +10,7 @@ from ropescope.base.statistics import ESTIMATE
 from ropescope.base.tables import Section, Table
 from ropescope.localisation.places import NOPE, OCTAVE, ROPE, ROTATION, SELECTION, SELECTIONS, localise
 from ropescope.localisation.shares import ENTROPIES, ENTROPY, SOURCE
-from ropescope.summary import format_tokens
+from ropescope.measurement.summary import format_tokens
 
 NAMES = {"spectrum_fe": "SpectrumFE", "sequence_fe": "SequenceFE"}
 MEANINGS = {

@@ -11,7 +11,7 @@ from ropescope.base.axes import HEAD_AXIS, LAYER, PAIR, STREAMS
 from ropescope.base.statistics import ESTIMATE, ESTIMATES, jackknife, permutation_p
 from ropescope.localisation.shares import octaves, variance_shares
 from ropescope.masks import PairMask
-from ropescope.results import ROTARY, wavelength
+from ropescope.measurement.results import ROTARY, wavelength
 from ropescope.selection import select
 
 SELECTION, OCTAVE, ROTATION = "selection", "octave", "rotation"

@@ -7,7 +7,7 @@ import xarray as xr
 
 from ropescope.base.axes import SEQUENCE
 from ropescope.base.statistics import ESTIMATE, ESTIMATES, jackknife
-from ropescope.results import mean_over_sequences, stream_data, wavelength
+from ropescope.measurement.results import mean_over_sequences, stream_data, wavelength
 
 ENTROPY, SOURCE = "entropy", "source"
 ENTROPIES = ("spectrum_fe", "sequence_fe")

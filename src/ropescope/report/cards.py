@@ -11,8 +11,8 @@ import numpy as np
 import xarray as xr
 
 from ropescope.base.axes import HEAD_AXIS, LAYER, PAIR, STREAMS
-from ropescope.results import ROTARY, provenance, stream_data, wavelength
-from ropescope.summary import format_tokens
+from ropescope.measurement.results import ROTARY, provenance, stream_data, wavelength
+from ropescope.measurement.summary import format_tokens
 
 CITATION = """\
 @misc{oka-frequency-entropy,

@@ -22,6 +22,17 @@ from ropescope.figures import (
     default_heads,
     noise_entropy,
 )
+from ropescope.measurement.results import (
+    KEPT,
+    MEAN_SPECTRUM,
+    NORM,
+    ROTARY,
+    mean_over_sequences,
+    provenance,
+    stream_data,
+    wavelength,
+)
+from ropescope.measurement.summary import BAND, OUTLIER, PERIODIC
 from ropescope.report.encoding import (
     ABSENT,
     BYTE_MISSING,
@@ -35,17 +46,6 @@ from ropescope.report.encoding import (
     encode_norms,
     packed,
 )
-from ropescope.results import (
-    KEPT,
-    MEAN_SPECTRUM,
-    NORM,
-    ROTARY,
-    mean_over_sequences,
-    provenance,
-    stream_data,
-    wavelength,
-)
-from ropescope.summary import BAND, OUTLIER, PERIODIC
 
 # Bytes for the kept norms of a stream, before compression: every head of a small model, some heads of a large one.
 _NORM_CELLS = 3 * 2**20

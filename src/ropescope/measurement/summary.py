@@ -11,7 +11,7 @@ import xarray as xr
 
 from ropescope.base.axes import HEAD_AXIS, LAYER, PAIR, SEQUENCE, STREAMS
 from ropescope.base.errors import InputError
-from ropescope.results import mean_over_sequences, stream_data, wavelength
+from ropescope.measurement.results import mean_over_sequences, stream_data, wavelength
 
 BAND = 0.2
 OUTLIER = 0.4

@@ -23,13 +23,13 @@ from tqdm import tqdm
 from ropescope.base.entropy import analysis_window, check_frames
 from ropescope.base.errors import InputError, NonFiniteError, ResultError
 from ropescope.base.files import check_target
-from ropescope.collection import Collection
+from ropescope.measurement.assembly import Collection
+from ropescope.measurement.reduction import LARGEST_NORM, Frames, PassEnded, Reducer
+from ropescope.measurement.results import load, provenance, save
 from ropescope.model.access import check_windows, input_device, model_provenance, undisturbed
 from ropescope.model.attention import AttentionCall, intercepted
 from ropescope.model.probing import RotaryCard, probe
 from ropescope.model.windows import windows_protocol
-from ropescope.reduction import LARGEST_NORM, Frames, PassEnded, Reducer
-from ropescope.results import load, provenance, save
 from ropescope.run.batching import AUTO, Batches, BatchSize, batches_of
 from ropescope.run.journal import Journal, drop_journal, journal_of, unseen
 from ropescope.run.workers import Workers, workers_of

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ropescope.base.axes import QUERY, STREAMS
-from ropescope.reduction import VARIABLES
-from ropescope.results import KeptNorms, build_result
+from ropescope.measurement.reduction import VARIABLES
+from ropescope.measurement.results import KeptNorms, build_result
 
 if TYPE_CHECKING:
     import xarray as xr
 
+    from ropescope.measurement.reduction import Reducer
     from ropescope.model.probing import RotaryCard
-    from ropescope.reduction import Reducer
     from ropescope.run.workers import Workers
 
 # Spectra are at most 1 and are summed as integers of this unit: an exact sum of up to 32768 windows is the same in
