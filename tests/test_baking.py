@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from architectures import ARCHITECTURES, LLAMA, QWEN3, Architecture, state_of, tokens
-from ropescope.baking import bake
 from ropescope.base.errors import InputError, ModelError
 from ropescope.evaluation.perplexity import perplexity
-from ropescope.interventions import weighted_rope
-from ropescope.masks import PairMask
+from ropescope.interventions.baking import bake
+from ropescope.interventions.masks import PairMask
+from ropescope.interventions.selection import matched_random, select
+from ropescope.interventions.weighting import weighted_rope
 from ropescope.measurement.measure import measure
 from ropescope.model.windows import token_windows
-from ropescope.selection import matched_random, select
 
 pytestmark = pytest.mark.usefixtures("one_thread", "no_gradients")
 

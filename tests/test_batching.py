@@ -15,11 +15,11 @@ from architectures import LLAMA, tokens
 from ropescope.base.errors import InputError, ModelError
 from ropescope.evaluation.perplexity import perplexity
 from ropescope.evaluation.sweep import sweep
+from ropescope.interventions.selection import select
 from ropescope.measurement import measure as measurement
 from ropescope.measurement.measure import measure
 from ropescope.run import batching
 from ropescope.run.batching import Batches
-from ropescope.selection import select
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -18,7 +18,7 @@ from ropescope.comparison.compatible import differences, noise_reference, notes,
 from ropescope.comparison.distributions import distributions
 from ropescope.comparison.findings import same_places, spread_compared
 from ropescope.comparison.overlap import chance_anywhere, chance_per_head, jaccard
-from ropescope.selection import select
+from ropescope.interventions.selection import select
 from synthetic import synthetic_result
 
 SHAPE: dict[str, Any] = {"layers": 8, "heads": 5, "kv_heads": 2, "pairs": 20, "nope_layers": (), "padded": False}

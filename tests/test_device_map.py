@@ -11,15 +11,15 @@ import torch
 import xarray as xr
 
 from architectures import LLAMA, LLAMA4, QWEN3, Architecture, tokens
-from ropescope.baking import bake
 from ropescope.base.errors import ModelError
 from ropescope.evaluation.perplexity import perplexity
-from ropescope.interventions import derotated, weighted_rope
+from ropescope.interventions.baking import bake
+from ropescope.interventions.selection import select
+from ropescope.interventions.weighting import derotated, weighted_rope
 from ropescope.measurement.measure import measure
 from ropescope.model.access import model_provenance
 from ropescope.model.loading import load_model
 from ropescope.model.probing import probe
-from ropescope.selection import select
 from tiny import byte_level_tokenizer
 
 pytestmark = pytest.mark.usefixtures("one_thread")

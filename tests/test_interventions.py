@@ -36,12 +36,12 @@ from architectures import (
 )
 from ropescope.base.axes import HEAD, KV_HEAD, LAYER, PAIR
 from ropescope.base.errors import InputError
-from ropescope.interventions import derotated, weighted_rope
-from ropescope.masks import PairMask
+from ropescope.interventions.masks import PairMask
+from ropescope.interventions.selection import select
+from ropescope.interventions.weighting import derotated, weighted_rope
 from ropescope.measurement.measure import measure
 from ropescope.model.access import model_provenance
 from ropescope.model.attention import AttentionCall, intercepted
-from ropescope.selection import select
 
 pytestmark = pytest.mark.usefixtures("one_thread", "no_gradients")
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from ropescope.interventions.selection import select
 from ropescope.localisation.findings import octave_name, where_bands_live
 from ropescope.localisation.places import localise
 from ropescope.localisation.shares import SOURCES, octaves, variance_shares
 from ropescope.measurement.results import wavelength
-from ropescope.selection import select
 from synthetic import synthetic_result
 
 LAYERS, HEADS, PAIRS = 16, 6, 24

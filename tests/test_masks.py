@@ -18,8 +18,8 @@ from safetensors.numpy import load_file, save_file
 
 from ropescope.base import files
 from ropescope.base.errors import InputError, ResultError
-from ropescope.masks import SCHEMA_VERSION, PairMask
-from ropescope.selection import select
+from ropescope.interventions.masks import SCHEMA_VERSION, PairMask
+from ropescope.interventions.selection import select
 from synthetic import synthetic_result
 
 STREAMS = ("query", "key")

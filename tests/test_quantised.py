@@ -11,13 +11,13 @@ import xarray as xr
 from torch import Tensor, nn
 
 from architectures import LLAMA, tokens
-from ropescope.baking import bake
 from ropescope.base.errors import ModelError
 from ropescope.evaluation.perplexity import perplexity
-from ropescope.interventions import derotated, weighted_rope
+from ropescope.interventions.baking import bake
+from ropescope.interventions.selection import select
+from ropescope.interventions.weighting import derotated, weighted_rope
 from ropescope.measurement.measure import measure
 from ropescope.model.fingerprint import fingerprint
-from ropescope.selection import select
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

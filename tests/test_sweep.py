@@ -29,9 +29,9 @@ from ropescope.evaluation.perplexity import perplexity
 from ropescope.evaluation.plan import NO_CONTROLS, Controls
 from ropescope.evaluation.records import ALPHA, ARM, SELECTION, STREAM, SWEEP, WINDOW, labelled
 from ropescope.evaluation.sweep import rotation_kept, sweep
-from ropescope.interventions import derotated, weighted_rope
+from ropescope.interventions.selection import lowest_norm, matched_random, select
+from ropescope.interventions.weighting import derotated, weighted_rope
 from ropescope.measurement.measure import measure
-from ropescope.selection import lowest_norm, matched_random, select
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -152,7 +152,7 @@ KILLED = """
     from ropescope.evaluation import sweep
     from ropescope.evaluation.plan import Controls
     from ropescope.measurement.measure import measure
-    from ropescope.selection import select
+    from ropescope.interventions.selection import select
 
     torch.set_num_threads(1)
     model, windows = LLAMA.shared(), tokens(3, 24)

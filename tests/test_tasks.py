@@ -27,14 +27,14 @@ from ropescope.evaluation.harness import Evaluated, Harness, Score, TaskProtocol
 from ropescope.evaluation.task_records import TASKS, labelled, to_json
 from ropescope.evaluation.task_table import compared, tasks_table
 from ropescope.evaluation.tasks import evaluate_tasks
-from ropescope.interventions import weighted_rope
+from ropescope.interventions.selection import select
+from ropescope.interventions.weighting import weighted_rope
 from ropescope.measurement.measure import measure
 from ropescope.measurement.results import save
 from ropescope.model.access import undisturbed
 from ropescope.model.loading import load_model
 from ropescope.model.windows import token_windows
 from ropescope.run.workers import Workers
-from ropescope.selection import select
 from worker_jobs import save_models_with_text
 
 pytest.importorskip("lm_eval")

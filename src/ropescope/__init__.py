@@ -9,7 +9,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ropescope.baking import bake as bake
     from ropescope.base.entropy import sequence_fe as sequence_fe
     from ropescope.base.entropy import spectrum_fe as spectrum_fe
     from ropescope.base.entropy import white_noise_entropy as white_noise_entropy
@@ -19,19 +18,20 @@ if TYPE_CHECKING:
     from ropescope.evaluation.plan import Controls as Controls
     from ropescope.evaluation.sweep import sweep as sweep
     from ropescope.evaluation.tasks import evaluate_tasks as evaluate_tasks
-    from ropescope.interventions import derotated as derotated
-    from ropescope.interventions import weighted_rope as weighted_rope
+    from ropescope.interventions.baking import bake as bake
+    from ropescope.interventions.masks import PairMask as PairMask
+    from ropescope.interventions.selection import lowest_norm as lowest_norm
+    from ropescope.interventions.selection import matched_random as matched_random
+    from ropescope.interventions.selection import select as select
+    from ropescope.interventions.weighting import derotated as derotated
+    from ropescope.interventions.weighting import weighted_rope as weighted_rope
     from ropescope.localisation.places import localise as localise
-    from ropescope.masks import PairMask as PairMask
     from ropescope.measurement.measure import measure as measure
     from ropescope.measurement.results import load as load
     from ropescope.measurement.results import save as save
     from ropescope.model.loading import load_model as load_model
     from ropescope.model.probing import probe as probe
     from ropescope.model.windows import token_windows as token_windows
-    from ropescope.selection import lowest_norm as lowest_norm
-    from ropescope.selection import matched_random as matched_random
-    from ropescope.selection import select as select
 
 _HOME = {
     "load_model": "model.loading",
@@ -41,13 +41,13 @@ _HOME = {
     "save": "measurement.results",
     "load": "measurement.results",
     "spectrum_fe": "base.entropy",
-    "select": "selection",
-    "PairMask": "masks",
-    "matched_random": "selection",
-    "lowest_norm": "selection",
-    "weighted_rope": "interventions",
-    "derotated": "interventions",
-    "bake": "baking",
+    "select": "interventions.selection",
+    "PairMask": "interventions.masks",
+    "matched_random": "interventions.selection",
+    "lowest_norm": "interventions.selection",
+    "weighted_rope": "interventions.weighting",
+    "derotated": "interventions.weighting",
+    "bake": "interventions.baking",
     "perplexity": "evaluation.perplexity",
     "sweep": "evaluation.sweep",
     "evaluate_tasks": "evaluation.tasks",

@@ -75,7 +75,7 @@ def sweep(
     from ropescope.base.files import check_target
     from ropescope.evaluation.plan import Controls
     from ropescope.evaluation.sweep import rotation_kept
-    from ropescope.interventions import weighted_rope
+    from ropescope.interventions.weighting import weighted_rope
 
     target = check_target(output or Path(f"{stem_of(model)}-{stem_of(text.corpus)}-{text.length}-sweep.nc"))
     measured = rs.load(result)

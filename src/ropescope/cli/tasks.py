@@ -93,7 +93,7 @@ def tasks(
     from ropescope.base.files import check_target
     from ropescope.evaluation.harness import TaskProtocol, check_installed
     from ropescope.evaluation.sweep import rotation_kept
-    from ropescope.interventions import weighted_rope
+    from ropescope.interventions.weighting import weighted_rope
 
     check_installed()
     target = check_target(output or Path(f"{stem_of(model)}-tasks.nc"))

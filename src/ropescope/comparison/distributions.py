@@ -10,10 +10,10 @@ import xarray as xr
 
 from ropescope.base.axes import HEAD_AXIS, LAYER, PAIR, STREAMS
 from ropescope.comparison.compatible import check_frames, on_scale_of
+from ropescope.interventions.selection import select
 from ropescope.localisation.places import OCTAVE, SELECTION, SELECTIONS
 from ropescope.localisation.shares import ENTROPIES, ENTROPY, octaves
 from ropescope.measurement.results import mean_over_sequences, stream_data
-from ropescope.selection import select
 
 RESULT, STREAM, DEPTH = "result", "stream", "depth"
 _DEPTHS = 10

@@ -12,8 +12,8 @@ import xarray as xr
 from ropescope.base.axes import STREAMS
 from ropescope.base.errors import InputError
 from ropescope.evaluation.records import LOWEST_NORM, RANDOM, SELECTION
-from ropescope.masks import PairMask
-from ropescope.selection import lowest_norm, matched_random
+from ropescope.interventions.masks import PairMask
+from ropescope.interventions.selection import lowest_norm, matched_random
 
 ALPHAS = tuple(step / 10 for step in range(11))
 

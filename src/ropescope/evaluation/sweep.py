@@ -32,8 +32,8 @@ from ropescope.evaluation.records import (
     WINDOW,
     labelled,
 )
-from ropescope.interventions import derotated, weighted_rope
-from ropescope.masks import PairMask
+from ropescope.interventions.masks import PairMask
+from ropescope.interventions.weighting import derotated, weighted_rope
 from ropescope.measurement.results import provenance as result_provenance
 from ropescope.model.access import model_provenance
 from ropescope.model.windows import windows_protocol

@@ -28,8 +28,8 @@ from ropescope.evaluation.task_records import (
     labelled,
     to_json,
 )
-from ropescope.interventions import fitting_card, weighted_rope
-from ropescope.masks import PairMask
+from ropescope.interventions.masks import PairMask
+from ropescope.interventions.weighting import fitting_card, weighted_rope
 from ropescope.model.access import model_provenance, undisturbed
 from ropescope.run.journal import Journal, drop_journal, journal_of, unseen
 from ropescope.run.workers import Workers, workers_of

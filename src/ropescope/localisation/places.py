@@ -9,10 +9,10 @@ import xarray as xr
 
 from ropescope.base.axes import HEAD_AXIS, LAYER, PAIR, STREAMS
 from ropescope.base.statistics import ESTIMATE, ESTIMATES, jackknife, permutation_p
+from ropescope.interventions.masks import PairMask
+from ropescope.interventions.selection import select
 from ropescope.localisation.shares import octaves, variance_shares
-from ropescope.masks import PairMask
 from ropescope.measurement.results import ROTARY, wavelength
-from ropescope.selection import select
 
 SELECTION, OCTAVE, ROTATION = "selection", "octave", "rotation"
 SELECTIONS = ("bands", "spectrum-outliers", "periodic")

@@ -17,7 +17,7 @@ import torch
 from ropescope.base.axes import KEY, QUERY
 from ropescope.base.errors import InputError
 from ropescope.base.rotary import turn
-from ropescope.masks import PairMask
+from ropescope.interventions.masks import PairMask
 from ropescope.model.access import model_provenance, rotary_frequencies
 from ropescope.model.attention import AttentionCall, intercepted
 from ropescope.model.probing import LayerRotation, RotaryCard, probe

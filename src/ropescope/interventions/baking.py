@@ -14,7 +14,7 @@ from torch import nn
 from ropescope.base.axes import KEY, QUERY
 from ropescope.base.errors import ModelError
 from ropescope.base.rotary import pair_norms
-from ropescope.interventions import Alpha, fitting_card, over_dimensions, pair_weights
+from ropescope.interventions.weighting import Alpha, fitting_card, over_dimensions, pair_weights
 from ropescope.model.access import input_device, undisturbed, vocabulary_size
 from ropescope.model.attention import AttentionCall, intercepted
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from ropescope.masks import PairMask
+    from ropescope.interventions.masks import PairMask
     from ropescope.model.probing import LayerRotation, RotaryCard
 
 PROJECTIONS = {QUERY: "q_proj", KEY: "k_proj"}

@@ -19,7 +19,7 @@ import xarray as xr
 
 from ropescope.base.axes import HEAD_AXIS, LAYER, PAIR, STREAMS
 from ropescope.base.errors import InputError, did_you_mean
-from ropescope.masks import PairMask, labelled
+from ropescope.interventions.masks import PairMask, labelled
 from ropescope.measurement.results import PAIR_VARIABLES, ROTARY, mean_over_sequences, provenance, stream_data
 
 # Section 4, figure 3 and table 1 of the paper.
