@@ -11,13 +11,13 @@ import pytest
 import xarray as xr
 from scipy import stats
 
+from ropescope.analysis.agreement import compare, spearman
+from ropescope.analysis.comparability import differences, noise_reference, notes, on_scale_of
+from ropescope.analysis.comparison_in_words import same_places, spread_compared
+from ropescope.analysis.distributions import distributions
+from ropescope.analysis.overlap import chance_anywhere, chance_per_head, jaccard
 from ropescope.base.entropy import white_noise_entropy
 from ropescope.base.errors import InputError, ResultError
-from ropescope.comparison.agreement import compare, spearman
-from ropescope.comparison.compatible import differences, noise_reference, notes, on_scale_of
-from ropescope.comparison.distributions import distributions
-from ropescope.comparison.findings import same_places, spread_compared
-from ropescope.comparison.overlap import chance_anywhere, chance_per_head, jaccard
 from ropescope.interventions.selection import select
 from synthetic import synthetic_result
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from ropescope.analysis.places import localise
+from ropescope.analysis.places_in_words import octave_name, where_bands_live
+from ropescope.analysis.shares import SOURCES, octaves, variance_shares
 from ropescope.interventions.selection import select
-from ropescope.localisation.findings import octave_name, where_bands_live
-from ropescope.localisation.places import localise
-from ropescope.localisation.shares import SOURCES, octaves, variance_shares
 from ropescope.measurement.results import wavelength
 from synthetic import synthetic_result
 

@@ -10,11 +10,11 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ropescope.analysis.comparability import noise_reference
+from ropescope.analysis.distributions import distributions
+from ropescope.analysis.places import localise
 from ropescope.base.entropy import white_noise_entropy
 from ropescope.base.errors import InputError, ResultError
-from ropescope.comparison.compatible import noise_reference
-from ropescope.comparison.distributions import distributions
-from ropescope.localisation.places import localise
 from ropescope.measurement.results import NORM, mean_over_sequences, stream_data
 from ropescope.sidebyside import bands_over_wavelength, side_by_side, spread_curves
 from synthetic import BAND_HEAD, PERIODIC_HEAD, synthetic_result

@@ -9,10 +9,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from ropescope.analysis.agreement import compare as compare
+    from ropescope.analysis.places import localise as localise
     from ropescope.base.entropy import sequence_fe as sequence_fe
     from ropescope.base.entropy import spectrum_fe as spectrum_fe
     from ropescope.base.entropy import white_noise_entropy as white_noise_entropy
-    from ropescope.comparison.agreement import compare as compare
     from ropescope.evaluation.harness import TaskProtocol as TaskProtocol
     from ropescope.evaluation.perplexity import perplexity as perplexity
     from ropescope.evaluation.plan import Controls as Controls
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from ropescope.interventions.selection import select as select
     from ropescope.interventions.weighting import derotated as derotated
     from ropescope.interventions.weighting import weighted_rope as weighted_rope
-    from ropescope.localisation.places import localise as localise
     from ropescope.measurement.measure import measure as measure
     from ropescope.measurement.results import load as load
     from ropescope.measurement.results import save as save
@@ -53,8 +53,8 @@ _HOME = {
     "evaluate_tasks": "evaluation.tasks",
     "TaskProtocol": "evaluation.harness",
     "Controls": "evaluation.plan",
-    "compare": "comparison.agreement",
-    "localise": "localisation.places",
+    "compare": "analysis.agreement",
+    "localise": "analysis.places",
     "sequence_fe": "base.entropy",
     "white_noise_entropy": "base.entropy",
 }

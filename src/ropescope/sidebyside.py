@@ -11,14 +11,14 @@ import xarray as xr
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
+from ropescope.analysis.comparability import check_pairwise, length_of, on_scale_of
+from ropescope.analysis.distributions import DEPTH, RESULT, STREAM, distributions
+from ropescope.analysis.places import NOPE, OCTAVE, ROPE, SELECTION, SELECTIONS, localise
+from ropescope.analysis.places_in_words import octave_name
 from ropescope.base.axes import HEAD_AXIS, LAYER, PAIR, POSITION, SEQUENCE, STREAMS
 from ropescope.base.errors import InputError
-from ropescope.comparison.compatible import check_pairwise, length_of, on_scale_of
-from ropescope.comparison.distributions import DEPTH, RESULT, STREAM, distributions
 from ropescope.curves import COLOURS
 from ropescope.figures import FAINT, HEAD_NAMES, LABELS, REFERENCE, SCALES, SEQUENCE_FE, SMALL, STREAM_NAMES, THRESHOLDS
-from ropescope.localisation.findings import octave_name
-from ropescope.localisation.places import NOPE, OCTAVE, ROPE, SELECTION, SELECTIONS, localise
 from ropescope.measurement.results import KEPT, NORM, mean_over_sequences, stream_data, wavelength
 from ropescope.measurement.summary import format_tokens
 
@@ -92,7 +92,7 @@ def spread_curves(results: Mapping[str, xr.DataTree]) -> Figure:
     Parameters
     ----------
     results
-        As in :func:`ropescope.comparison.distributions.distributions`.
+        As in :func:`ropescope.analysis.distributions.distributions`.
 
     Returns
     -------

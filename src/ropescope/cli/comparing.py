@@ -58,7 +58,7 @@ def compare(
     output_dir
         Folder for the files, made if it does not exist.
     """
-    from ropescope.comparison.compatible import pair_by_pair
+    from ropescope.analysis.comparability import pair_by_pair
 
     if not results:
         raise InputError("compare got no result file; name at least one: ropescope compare RESULT.nc OTHER.nc")
@@ -80,8 +80,8 @@ def compare(
 def _sections(
     results: Mapping[str, xr.DataTree], by_pair: bool, top: int
 ) -> tuple[tuple[Section, ...], tuple[Section, ...]]:
-    from ropescope.comparison.findings import same_places, spread_compared
-    from ropescope.localisation.findings import where_bands_live
+    from ropescope.analysis.comparison_in_words import same_places, spread_compared
+    from ropescope.analysis.places_in_words import where_bands_live
 
     compared: tuple[Section, ...] = ()
     if len(results) > 1:

@@ -83,8 +83,8 @@ def _sorted(paths: Sequence[Path]) -> tuple[list[Path], list[Path], list[Path]]:
 
 
 def _compared(results: Mapping[str, xr.DataTree]) -> Sequence[Section]:
-    from ropescope.comparison.compatible import pair_by_pair
-    from ropescope.comparison.findings import same_places, spread_compared
+    from ropescope.analysis.comparability import pair_by_pair
+    from ropescope.analysis.comparison_in_words import same_places, spread_compared
 
     if len(results) < 2:
         return ()
@@ -92,6 +92,6 @@ def _compared(results: Mapping[str, xr.DataTree]) -> Sequence[Section]:
 
 
 def _lived(results: Mapping[str, xr.DataTree]) -> list[Section]:
-    from ropescope.localisation.findings import where_bands_live
+    from ropescope.analysis.places_in_words import where_bands_live
 
     return [where_bands_live(result, name if len(results) > 1 else "") for name, result in results.items()]

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
+from ropescope.analysis.places import NOPE, OCTAVE, ROPE, ROTATION, SELECTION, SELECTIONS, localise
+from ropescope.analysis.shares import ENTROPIES, ENTROPY, SOURCE
 from ropescope.base.axes import LAYER, STREAMS
 from ropescope.base.statistics import ESTIMATE
 from ropescope.base.tables import Section, Table
-from ropescope.localisation.places import NOPE, OCTAVE, ROPE, ROTATION, SELECTION, SELECTIONS, localise
-from ropescope.localisation.shares import ENTROPIES, ENTROPY, SOURCE
 from ropescope.measurement.summary import format_tokens
 
 NAMES = {"spectrum_fe": "SpectrumFE", "sequence_fe": "SequenceFE"}

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from ropescope.analysis.comparability import check_frames, on_scale_of
+from ropescope.analysis.places import OCTAVE, SELECTION, SELECTIONS
+from ropescope.analysis.shares import ENTROPIES, ENTROPY, octaves
 from ropescope.base.axes import HEAD_AXIS, LAYER, PAIR, STREAMS
-from ropescope.comparison.compatible import check_frames, on_scale_of
 from ropescope.interventions.selection import select
-from ropescope.localisation.places import OCTAVE, SELECTION, SELECTIONS
-from ropescope.localisation.shares import ENTROPIES, ENTROPY, octaves
 from ropescope.measurement.results import mean_over_sequences, stream_data
 
 RESULT, STREAM, DEPTH = "result", "stream", "depth"

@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from ropescope.analysis.agreement import ANYWHERE, OTHER, PER_HEAD, PLACEMENT, compare
+from ropescope.analysis.comparability import differences, notes
+from ropescope.analysis.distributions import DEPTH, RESULT, STREAM, distributions
+from ropescope.analysis.places import OCTAVE, SELECTION, SELECTIONS
+from ropescope.analysis.places_in_words import NAMES, octave_name
+from ropescope.analysis.shares import ENTROPIES, ENTROPY
 from ropescope.base.axes import HEAD_AXIS, LAYER, PAIR, SEQUENCE, STREAMS
 from ropescope.base.errors import InputError
 from ropescope.base.statistics import ESTIMATE
 from ropescope.base.tables import Section, Table
-from ropescope.comparison.agreement import ANYWHERE, OTHER, PER_HEAD, PLACEMENT, compare
-from ropescope.comparison.compatible import differences, notes
-from ropescope.comparison.distributions import DEPTH, RESULT, STREAM, distributions
-from ropescope.localisation.findings import NAMES, octave_name
-from ropescope.localisation.places import OCTAVE, SELECTION, SELECTIONS
-from ropescope.localisation.shares import ENTROPIES, ENTROPY
 from ropescope.measurement.results import provenance, stream_data, wavelength
 from ropescope.measurement.summary import format_tokens
 
@@ -39,7 +39,7 @@ def same_places(results: Mapping[str, xr.DataTree], *, top: int = 10, seed: int 
     Parameters
     ----------
     results
-        As in :func:`ropescope.comparison.agreement.compare`.
+        As in :func:`ropescope.analysis.agreement.compare`.
     top
         How many of the pairs that moved most to list, for each stream and entropy, at least 0.
     seed
@@ -56,7 +56,7 @@ def same_places(results: Mapping[str, xr.DataTree], *, top: int = 10, seed: int 
     InputError
         There are fewer than two results, or `top` is negative.
     ResultError
-        As in :func:`ropescope.comparison.agreement.compare`.
+        As in :func:`ropescope.analysis.agreement.compare`.
     """
     if top < 0:
         raise InputError(f"got top={top}; the number of pairs to list must be 0 or more")
@@ -225,7 +225,7 @@ def spread_compared(results: Mapping[str, xr.DataTree]) -> Section:
     Parameters
     ----------
     results
-        As in :func:`ropescope.comparison.distributions.distributions`.
+        As in :func:`ropescope.analysis.distributions.distributions`.
 
     Raises
     ------

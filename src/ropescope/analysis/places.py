@@ -7,11 +7,11 @@ from collections.abc import Mapping
 import numpy as np
 import xarray as xr
 
+from ropescope.analysis.shares import octaves, variance_shares
 from ropescope.base.axes import HEAD_AXIS, LAYER, PAIR, STREAMS
 from ropescope.base.statistics import ESTIMATE, ESTIMATES, jackknife, permutation_p
 from ropescope.interventions.masks import PairMask
 from ropescope.interventions.selection import select
-from ropescope.localisation.shares import octaves, variance_shares
 from ropescope.measurement.results import ROTARY, wavelength
 
 SELECTION, OCTAVE, ROTATION = "selection", "octave", "rotation"
@@ -30,7 +30,7 @@ def localise(result: xr.DataTree) -> xr.DataTree:
     Returns
     -------
     xarray.DataTree
-        Groups `query` and `key`: `share` as in :func:`ropescope.localisation.shares.variance_shares`; `pairs` (layer,
+        Groups `query` and `key`: `share` as in :func:`ropescope.analysis.shares.variance_shares`; `pairs` (layer,
         octave) and `members` (selection, layer, octave), counts over octaves of wavelength, named by their lower end
         in tokens, infinite where nothing turns; `median_wavelength` (selection, layer) in tokens; `slow_share`
         (selection, estimate), the members in the slower half of their layer's turning pairs, 95 % over layers;

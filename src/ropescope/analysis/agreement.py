@@ -10,12 +10,12 @@ import xarray as xr
 from scipy.stats import rankdata
 from scipy.stats import t as student
 
+from ropescope.analysis.comparability import check_pairwise, on_scale_of
+from ropescope.analysis.overlap import chance_anywhere, chance_per_head, jaccard
+from ropescope.analysis.places import SELECTION, SELECTIONS
+from ropescope.analysis.shares import ENTROPIES, ENTROPY
 from ropescope.base.axes import HEAD_AXIS, LAYER, PAIR, SEQUENCE, STREAMS
 from ropescope.base.statistics import ESTIMATE, ESTIMATES, jackknife
-from ropescope.comparison.compatible import check_pairwise, on_scale_of
-from ropescope.comparison.overlap import chance_anywhere, chance_per_head, jaccard
-from ropescope.localisation.places import SELECTION, SELECTIONS
-from ropescope.localisation.shares import ENTROPIES, ENTROPY
 from ropescope.measurement.results import stream_data
 from ropescope.measurement.summary import BAND, OUTLIER, PERIODIC
 
