@@ -14,7 +14,7 @@ import xarray as xr
 from architectures import LLAMA, tokens
 from ropescope.base.errors import InputError, ModelError
 from ropescope.evaluation.perplexity import perplexity
-from ropescope.evaluation.sweep import sweep
+from ropescope.evaluation.sweep.sweeping import sweep
 from ropescope.interventions.selection import select
 from ropescope.measurement import measure as measurement
 from ropescope.measurement.measure import measure

@@ -8,7 +8,7 @@ import xarray as xr
 
 from ropescope.base.errors import InputError
 from ropescope.curves import sweep_curves
-from ropescope.evaluation.records import labelled
+from ropescope.evaluation.sweep.dataset import labelled
 
 ALPHAS = [0.0, 0.5, 1.0]
 ARMS = ["selection", "random-0", "random-1", "lowest-norm"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
-from ropescope.evaluation.findings import findings
-from ropescope.evaluation.records import labelled
+from ropescope.evaluation.sweep.dataset import labelled
+from ropescope.evaluation.sweep.in_words import findings
 
 WINDOWS = 12
 

@@ -9,7 +9,7 @@ import pytest
 from scipy.optimize import minimize_scalar
 from scipy.stats import bootstrap, norm
 
-from ropescope.evaluation.paired import binary_difference, bootstrap_difference
+from ropescope.evaluation.tasks.paired_tests import binary_difference, bootstrap_difference
 
 
 def outcomes(both: int, lost: int, gained: int, neither: int) -> tuple[np.ndarray, np.ndarray]:

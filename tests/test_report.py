@@ -18,7 +18,7 @@ from ropescope import cli
 from ropescope.base.entropy import white_noise_entropy
 from ropescope.base.errors import InputError
 from ropescope.base.tables import Section, Table
-from ropescope.evaluation.records import SWEEP, labelled
+from ropescope.evaluation.sweep.dataset import SWEEP, labelled
 from ropescope.measurement.results import mean_over_sequences, provenance, stream_data
 from ropescope.measurement.summary import counts
 from ropescope.report import _inside_script, content, render

@@ -183,7 +183,7 @@ KILLED = """
     import torch.distributed as distributed
     import ropescope as rs
     from architectures import LLAMA, tokens
-    from ropescope.evaluation.plan import Controls
+    from ropescope.evaluation.sweep.arms import Controls
     from ropescope.run.workers import WorkerError
 
     torch.set_num_threads(1)

@@ -24,11 +24,11 @@ from architectures import LLAMA, QWEN3, state_of, tokens
 from ropescope import journal as journal_module
 from ropescope.base.errors import InputError, ResultError
 from ropescope.evaluation import sweep as sweep_module
-from ropescope.evaluation.effects import change, sweep_table
 from ropescope.evaluation.perplexity import perplexity
-from ropescope.evaluation.plan import NO_CONTROLS, Controls
-from ropescope.evaluation.records import ALPHA, ARM, SELECTION, STREAM, SWEEP, WINDOW, labelled
-from ropescope.evaluation.sweep import rotation_kept, sweep
+from ropescope.evaluation.sweep.arms import NO_CONTROLS, Controls
+from ropescope.evaluation.sweep.changes import change, sweep_table
+from ropescope.evaluation.sweep.dataset import ALPHA, ARM, SELECTION, STREAM, SWEEP, WINDOW, labelled
+from ropescope.evaluation.sweep.sweeping import rotation_kept, sweep
 from ropescope.interventions.selection import lowest_norm, matched_random, select
 from ropescope.interventions.weighting import derotated, weighted_rope
 from ropescope.measurement.measure import measure
@@ -150,7 +150,7 @@ KILLED = """
     import torch
     from architectures import LLAMA, tokens
     from ropescope.evaluation import sweep
-    from ropescope.evaluation.plan import Controls
+    from ropescope.evaluation.sweep.arms import Controls
     from ropescope.measurement.measure import measure
     from ropescope.interventions.selection import select
 

@@ -23,10 +23,10 @@ from launching import run_job
 from ropescope.base.errors import InputError, ResultError, TaskError
 from ropescope.cli import main
 from ropescope.evaluation import harness as harness_module
-from ropescope.evaluation.harness import Evaluated, Harness, Score, TaskProtocol
-from ropescope.evaluation.task_records import TASKS, labelled, to_json
-from ropescope.evaluation.task_table import compared, tasks_table
-from ropescope.evaluation.tasks import evaluate_tasks
+from ropescope.evaluation.tasks.dataset import TASKS, labelled, to_json
+from ropescope.evaluation.tasks.evaluating import evaluate_tasks
+from ropescope.evaluation.tasks.harness import Evaluated, Harness, Score, TaskProtocol
+from ropescope.evaluation.tasks.table import compared, tasks_table
 from ropescope.interventions.selection import select
 from ropescope.interventions.weighting import weighted_rope
 from ropescope.measurement.measure import measure

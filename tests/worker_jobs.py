@@ -20,7 +20,7 @@ import xarray as xr
 import ropescope as rs
 from architectures import LLAMA, LLAMA4, QWEN3, Architecture, tokens
 from ropescope.base.errors import InputError, ModelError, NonFiniteError
-from ropescope.evaluation.plan import Controls
+from ropescope.evaluation.sweep.arms import Controls
 from ropescope.model.access import model_provenance
 from ropescope.run.workers import Workers, launched
 
@@ -164,7 +164,7 @@ def share_tasks(workers: Workers, folder: Path) -> None:
     from lm_eval.tasks import TaskManager
 
     from ropescope.evaluation import harness
-    from ropescope.evaluation.harness import TaskProtocol
+    from ropescope.evaluation.tasks.harness import TaskProtocol
 
     # the harness's own index takes seconds
     harness.task_manager = lambda path: TaskManager(include_path=str(path), include_defaults=False)

@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from ropescope.base.entropy import sequence_fe as sequence_fe
     from ropescope.base.entropy import spectrum_fe as spectrum_fe
     from ropescope.base.entropy import white_noise_entropy as white_noise_entropy
-    from ropescope.evaluation.harness import TaskProtocol as TaskProtocol
     from ropescope.evaluation.perplexity import perplexity as perplexity
-    from ropescope.evaluation.plan import Controls as Controls
-    from ropescope.evaluation.sweep import sweep as sweep
-    from ropescope.evaluation.tasks import evaluate_tasks as evaluate_tasks
+    from ropescope.evaluation.sweep.arms import Controls as Controls
+    from ropescope.evaluation.sweep.sweeping import sweep as sweep
+    from ropescope.evaluation.tasks.evaluating import evaluate_tasks as evaluate_tasks
+    from ropescope.evaluation.tasks.harness import TaskProtocol as TaskProtocol
     from ropescope.interventions.baking import bake as bake
     from ropescope.interventions.masks import PairMask as PairMask
     from ropescope.interventions.selection import lowest_norm as lowest_norm
@@ -49,10 +49,10 @@ _HOME = {
     "derotated": "interventions.weighting",
     "bake": "interventions.baking",
     "perplexity": "evaluation.perplexity",
-    "sweep": "evaluation.sweep",
-    "evaluate_tasks": "evaluation.tasks",
-    "TaskProtocol": "evaluation.harness",
-    "Controls": "evaluation.plan",
+    "sweep": "evaluation.sweep.sweeping",
+    "evaluate_tasks": "evaluation.tasks.evaluating",
+    "TaskProtocol": "evaluation.tasks.harness",
+    "Controls": "evaluation.sweep.arms",
     "compare": "analysis.agreement",
     "localise": "analysis.places",
     "sequence_fe": "base.entropy",

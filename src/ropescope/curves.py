@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ropescope.base.errors import InputError
-from ropescope.evaluation.records import ALPHA, ARM, LOWEST_NORM, RANDOM, SELECTION, STREAM
+from ropescope.evaluation.sweep.dataset import ALPHA, ARM, LOWEST_NORM, RANDOM, SELECTION, STREAM
 
 if TYPE_CHECKING:
     import xarray as xr

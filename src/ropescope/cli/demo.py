@@ -52,9 +52,9 @@ def _demo_sweep(model: Any, tokenizer: Any, result: xr.DataTree, folder: Path) -
     """Turn the paper's selections down on the half of the text that was not measured."""
     import ropescope as rs
     from ropescope.curves import sweep_curves
-    from ropescope.evaluation.findings import findings
-    from ropescope.evaluation.plan import Controls
-    from ropescope.evaluation.records import SWEEP
+    from ropescope.evaluation.sweep.arms import Controls
+    from ropescope.evaluation.sweep.dataset import SWEEP
+    from ropescope.evaluation.sweep.in_words import findings
 
     print("\nWhat matters? Perplexity on other text, 4 windows of 1024 tokens, as the pairs are turned down\n")
     data = rs.sweep(

@@ -16,8 +16,8 @@ def report_sweep(data: xr.Dataset, target: Path, model: str) -> None:
     """Print the table, and write it and the curves beside the sweep."""
     from ropescope.base.files import check_target, written_whole
     from ropescope.curves import sweep_curves
-    from ropescope.evaluation.effects import sweep_table
-    from ropescope.evaluation.findings import findings
+    from ropescope.evaluation.sweep.changes import sweep_table
+    from ropescope.evaluation.sweep.in_words import findings
 
     print(sweep_table(data), end="\n\n")
     print("\n".join(findings(data)))
@@ -50,7 +50,7 @@ def draw_result(
 
 def draw_sweeps(paths: list[Path], formats: Iterable[str], folder: Path) -> Iterable[Path]:
     from ropescope.curves import sweep_curves
-    from ropescope.evaluation.records import SWEEP
+    from ropescope.evaluation.sweep.dataset import SWEEP
 
     figure = sweep_curves({path.stem: SWEEP.load(path) for path in paths})
     make_folder(folder)

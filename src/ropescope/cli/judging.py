@@ -73,8 +73,8 @@ def sweep(
     """
     import ropescope as rs
     from ropescope.base.files import check_target
-    from ropescope.evaluation.plan import Controls
-    from ropescope.evaluation.sweep import rotation_kept
+    from ropescope.evaluation.sweep.arms import Controls
+    from ropescope.evaluation.sweep.sweeping import rotation_kept
     from ropescope.interventions.weighting import weighted_rope
 
     target = check_target(output or Path(f"{stem_of(model)}-{stem_of(text.corpus)}-{text.length}-sweep.nc"))

@@ -130,7 +130,7 @@ def figures(
         Folder for the files, made if it does not exist.
     """
     import ropescope as rs
-    from ropescope.evaluation.records import SWEEP
+    from ropescope.evaluation.sweep.dataset import SWEEP
     from ropescope.measurement.results import schema_of
 
     if not results:

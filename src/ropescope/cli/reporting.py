@@ -39,8 +39,8 @@ def report(
         Replace the HTML file if it exists.
     """
     from ropescope.base.files import check_target
-    from ropescope.evaluation.records import SWEEP
-    from ropescope.evaluation.task_records import TASKS
+    from ropescope.evaluation.sweep.dataset import SWEEP
+    from ropescope.evaluation.tasks.dataset import TASKS
 
     target = check_target(output, overwrite=overwrite)
     measured, swept, evaluated = _sorted(files)
@@ -59,7 +59,7 @@ def write_report(
 ) -> None:
     """Write the page: the explorer, the sweeps, then tasks, comparison and where bands live in words."""
     from ropescope.base.files import written_whole
-    from ropescope.evaluation.task_table import tasks_section
+    from ropescope.evaluation.tasks.table import tasks_section
     from ropescope.report import render
 
     sections = [tasks_section(data, name) for name, data in (tasks or {}).items()]
@@ -70,8 +70,8 @@ def write_report(
 
 def _sorted(paths: Sequence[Path]) -> tuple[list[Path], list[Path], list[Path]]:
     """Measurements, sweeps and tasks; what is none of them goes with the measurements, whose loading says so."""
-    from ropescope.evaluation.records import SWEEP
-    from ropescope.evaluation.task_records import TASKS
+    from ropescope.evaluation.sweep.dataset import SWEEP
+    from ropescope.evaluation.tasks.dataset import TASKS
     from ropescope.measurement.results import schema_of
 
     schemas = {path: schema_of(path) for path in paths}

@@ -91,8 +91,8 @@ def tasks(
     """
     import ropescope as rs
     from ropescope.base.files import check_target
-    from ropescope.evaluation.harness import TaskProtocol, check_installed
-    from ropescope.evaluation.sweep import rotation_kept
+    from ropescope.evaluation.sweep.sweeping import rotation_kept
+    from ropescope.evaluation.tasks.harness import TaskProtocol, check_installed
     from ropescope.interventions.weighting import weighted_rope
 
     check_installed()
@@ -122,7 +122,7 @@ def tasks(
 def _report(data: xr.Dataset, target: Path) -> None:
     """Print the table, and write it in every format beside the scores; exit with 1 if a task failed."""
     from ropescope.base.files import check_target, written_whole
-    from ropescope.evaluation.task_table import Format, compared, tasks_table
+    from ropescope.evaluation.tasks.table import Format, compared, tasks_table
 
     rows = compared(data)
     print(tasks_table(data, rows=rows))

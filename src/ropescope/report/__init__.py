@@ -109,8 +109,8 @@ def _digest(script: str) -> str:
 
 
 def _sweep_section(name: str, data: xr.Dataset) -> Section:
-    from ropescope.evaluation.effects import effect_table
-    from ropescope.evaluation.findings import findings
+    from ropescope.evaluation.sweep.changes import effect_table
+    from ropescope.evaluation.sweep.in_words import findings
 
     table = replace(effect_table(data), title="Perplexity of every selection and strength, with 95 % intervals")
     return Section(f"Turning pairs down: {name}", tuple(findings(data)), (table,))

@@ -11,7 +11,7 @@ import numpy as np
 import xarray as xr
 
 from ropescope.base.axes import BIN, HEAD_AXIS, LAYER, PAIR, POSITION, SEQUENCE, STREAMS
-from ropescope.evaluation.records import ALPHA, ARM, LOWEST_NORM, RANDOM, SELECTION, STREAM
+from ropescope.evaluation.sweep.dataset import ALPHA, ARM, LOWEST_NORM, RANDOM, SELECTION, STREAM
 from ropescope.figures import (
     HEAD_NAMES,
     SCALES,

@@ -13,8 +13,8 @@ import xarray as xr
 
 from ropescope.base.errors import InputError, did_you_mean
 from ropescope.base.tables import Section, Table, csv_text
-from ropescope.evaluation.paired import Difference, binary_difference, bootstrap_difference
-from ropescope.evaluation.task_records import ALPHA, ARM, FILTER, METRIC, PLAIN, SCORE, SELECTION, TASK, TASKS
+from ropescope.evaluation.tasks.dataset import ALPHA, ARM, FILTER, METRIC, PLAIN, SCORE, SELECTION, TASK, TASKS
+from ropescope.evaluation.tasks.paired_tests import Difference, binary_difference, bootstrap_difference
 
 FORMATS = ("text", "markdown", "csv", "json")
 Format = Literal["text", "markdown", "csv", "json"]

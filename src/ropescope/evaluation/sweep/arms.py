@@ -11,7 +11,7 @@ import xarray as xr
 
 from ropescope.base.axes import STREAMS
 from ropescope.base.errors import InputError
-from ropescope.evaluation.records import LOWEST_NORM, RANDOM, SELECTION
+from ropescope.evaluation.sweep.dataset import LOWEST_NORM, RANDOM, SELECTION
 from ropescope.interventions.masks import PairMask
 from ropescope.interventions.selection import lowest_norm, matched_random
 

@@ -22,8 +22,8 @@ from ropescope.base.axes import STREAMS
 from ropescope.base.errors import ResultError
 from ropescope.base.files import check_target
 from ropescope.evaluation.perplexity import check_scoring, perplexity, protocol
-from ropescope.evaluation.plan import ALPHAS, THREE_SEEDS, Controls, Plan, intervention_name, mask_digest, planned
-from ropescope.evaluation.records import (
+from ropescope.evaluation.sweep.arms import ALPHAS, THREE_SEEDS, Controls, Plan, intervention_name, mask_digest, planned
+from ropescope.evaluation.sweep.dataset import (
     ALPHA,
     ARM,
     SELECTION,

@@ -10,7 +10,7 @@ import xarray as xr
 
 from ropescope.base.errors import InputError, did_you_mean
 from ropescope.base.tables import Table, csv_text
-from ropescope.evaluation.records import ALPHA, ARM, LOWEST_NORM, RANDOM, SELECTION, SWEEP
+from ropescope.evaluation.sweep.dataset import ALPHA, ARM, LOWEST_NORM, RANDOM, SELECTION, SWEEP
 
 ESTIMATE, CONTROL = "estimate", "control"
 ESTIMATES = ("value", "low", "high")

@@ -19,15 +19,15 @@ from tqdm import tqdm
 
 from ropescope.base.errors import InputError, ResultError, TaskError
 from ropescope.base.files import check_target, written_whole
-from ropescope.evaluation.harness import Evaluated, Harness, Score, TaskProtocol, json_default
-from ropescope.evaluation.plan import cell_name, check_masks, checked_alphas, intervention_name, mask_digest
-from ropescope.evaluation.task_records import (
+from ropescope.evaluation.sweep.arms import cell_name, check_masks, checked_alphas, intervention_name, mask_digest
+from ropescope.evaluation.tasks.dataset import (
     PLAIN,
     TASKS,
     from_json,
     labelled,
     to_json,
 )
+from ropescope.evaluation.tasks.harness import Evaluated, Harness, Score, TaskProtocol, json_default
 from ropescope.interventions.masks import PairMask
 from ropescope.interventions.weighting import fitting_card, weighted_rope
 from ropescope.model.access import model_provenance, undisturbed
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from ropescope.evaluation.sweep import Intervention
+    from ropescope.evaluation.sweep.sweeping import Intervention
 
 DEFAULT_PROTOCOL = TaskProtocol()
 

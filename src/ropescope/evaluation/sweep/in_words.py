@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from ropescope.evaluation.effects import ALL_RANDOM, CONTROL, ESTIMATE, change
-from ropescope.evaluation.records import ALPHA, ARM, LOWEST_NORM, SELECTION, STREAM
+from ropescope.evaluation.sweep.changes import ALL_RANDOM, CONTROL, ESTIMATE, change
+from ropescope.evaluation.sweep.dataset import ALPHA, ARM, LOWEST_NORM, SELECTION, STREAM
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -22,7 +22,7 @@ def findings(data: xr.Dataset, *, resamples: int = 10_000) -> list[str]:
     data
         What :func:`ropescope.sweep` gave.
     resamples
-        As in :func:`ropescope.evaluation.effects.change`.
+        As in :func:`ropescope.evaluation.sweep.changes.change`.
 
     Returns
     -------
