@@ -7,7 +7,7 @@ import pytest
 import xarray as xr
 
 from ropescope.base.errors import InputError
-from ropescope.curves import sweep_curves
+from ropescope.display.figures.curves import sweep_curves
 from ropescope.evaluation.sweep.dataset import labelled
 
 ALPHAS = [0.0, 0.5, 1.0]

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from ropescope.base.entropy import spectrum_fe, white_noise_entropy
 from ropescope.base.errors import InputError
-from ropescope.figures import default_heads, overview, panel
+from ropescope.display.figures.heads import default_heads, overview, panel
 from ropescope.measurement.results import load, mean_over_sequences, save, stream_data
 from synthetic import BAND_HEAD, OUTLIER_PAIR, PERIODIC_HEAD, PERIODIC_PAIRS, UNDEFINED, synthetic_result
 

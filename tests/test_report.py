@@ -18,12 +18,9 @@ from ropescope import cli
 from ropescope.base.entropy import white_noise_entropy
 from ropescope.base.errors import InputError
 from ropescope.base.tables import Section, Table
-from ropescope.evaluation.sweep.dataset import SWEEP, labelled
-from ropescope.measurement.results import mean_over_sequences, provenance, stream_data
-from ropescope.measurement.summary import counts
-from ropescope.report import _inside_script, content, render
-from ropescope.report.cards import card
-from ropescope.report.encoding import (
+from ropescope.display.report import _inside_script, content, render
+from ropescope.display.report.cards import card
+from ropescope.display.report.encoding import (
     ABSENT,
     BYTE_MISSING,
     CODES_PER_STEP,
@@ -33,6 +30,9 @@ from ropescope.report.encoding import (
     encode_log_power,
     encode_norms,
 )
+from ropescope.evaluation.sweep.dataset import SWEEP, labelled
+from ropescope.measurement.results import mean_over_sequences, provenance, stream_data
+from ropescope.measurement.summary import counts
 from synthetic import UNDEFINED as SILENT
 from synthetic import synthetic_result
 

@@ -16,10 +16,10 @@ import pytest
 import xarray as xr
 
 from ropescope.base.tables import Section, Table
-from ropescope.figures import SCALES
+from ropescope.display.figures.heads import SCALES
+from ropescope.display.report import render
 from ropescope.measurement.results import mean_over_sequences, stream_data
 from ropescope.measurement.summary import counts
-from ropescope.report import render
 from synthetic import synthetic_result
 from test_report import HOSTILE, renamed, small_sweep
 

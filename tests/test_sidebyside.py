@@ -15,8 +15,8 @@ from ropescope.analysis.distributions import distributions
 from ropescope.analysis.places import localise
 from ropescope.base.entropy import white_noise_entropy
 from ropescope.base.errors import InputError, ResultError
+from ropescope.display.figures.side_by_side import bands_over_wavelength, side_by_side, spread_curves
 from ropescope.measurement.results import NORM, mean_over_sequences, stream_data
-from ropescope.sidebyside import bands_over_wavelength, side_by_side, spread_curves
 from synthetic import BAND_HEAD, PERIODIC_HEAD, synthetic_result
 
 HEADS = [BAND_HEAD, PERIODIC_HEAD, (3, 1)]

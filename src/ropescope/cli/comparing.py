@@ -100,8 +100,8 @@ def _write(path: Path, sections: tuple[Section, ...]) -> Path:
 def _figures(
     results: Mapping[str, xr.DataTree], by_pair: bool, heads: list[tuple[int, int]], streams: tuple[str, ...]
 ) -> Iterator[tuple[str, Any]]:
-    from ropescope.figures import default_heads
-    from ropescope.sidebyside import bands_over_wavelength, side_by_side, spread_curves
+    from ropescope.display.figures.heads import default_heads
+    from ropescope.display.figures.side_by_side import bands_over_wavelength, side_by_side, spread_curves
 
     first = next(iter(results.values()))
     if by_pair:

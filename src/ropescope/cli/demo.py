@@ -51,7 +51,7 @@ def demo(*, output_dir: Path = Path("ropescope-demo")) -> None:
 def _demo_sweep(model: Any, tokenizer: Any, result: xr.DataTree, folder: Path) -> xr.Dataset:
     """Turn the paper's selections down on the half of the text that was not measured."""
     import ropescope as rs
-    from ropescope.curves import sweep_curves
+    from ropescope.display.figures.curves import sweep_curves
     from ropescope.evaluation.sweep.arms import Controls
     from ropescope.evaluation.sweep.dataset import SWEEP
     from ropescope.evaluation.sweep.in_words import findings

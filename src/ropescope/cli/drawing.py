@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def report_sweep(data: xr.Dataset, target: Path, model: str) -> None:
     """Print the table, and write it and the curves beside the sweep."""
     from ropescope.base.files import check_target, written_whole
-    from ropescope.curves import sweep_curves
+    from ropescope.display.figures.curves import sweep_curves
     from ropescope.evaluation.sweep.changes import sweep_table
     from ropescope.evaluation.sweep.in_words import findings
 
@@ -37,7 +37,7 @@ def draw_result(
     formats: Iterable[str],
     folder: Path,
 ) -> Iterable[Path]:
-    from ropescope.figures import default_heads, overview, panel
+    from ropescope.display.figures.heads import default_heads, overview, panel
 
     make_folder(folder)
     for stream in streams:
@@ -49,7 +49,7 @@ def draw_result(
 
 
 def draw_sweeps(paths: list[Path], formats: Iterable[str], folder: Path) -> Iterable[Path]:
-    from ropescope.curves import sweep_curves
+    from ropescope.display.figures.curves import sweep_curves
     from ropescope.evaluation.sweep.dataset import SWEEP
 
     figure = sweep_curves({path.stem: SWEEP.load(path) for path in paths})

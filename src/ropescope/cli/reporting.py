@@ -59,8 +59,8 @@ def write_report(
 ) -> None:
     """Write the page: the explorer, the sweeps, then tasks, comparison and where bands live in words."""
     from ropescope.base.files import written_whole
+    from ropescope.display.report import render
     from ropescope.evaluation.tasks.table import tasks_section
-    from ropescope.report import render
 
     sections = [tasks_section(data, name) for name, data in (tasks or {}).items()]
     page = render(results, sweeps=sweeps, sections=[*sections, *_compared(results), *_lived(results)])

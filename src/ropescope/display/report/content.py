@@ -11,8 +11,7 @@ import numpy as np
 import xarray as xr
 
 from ropescope.base.axes import BIN, HEAD_AXIS, LAYER, PAIR, POSITION, SEQUENCE, STREAMS
-from ropescope.evaluation.sweep.dataset import ALPHA, ARM, LOWEST_NORM, RANDOM, SELECTION, STREAM
-from ropescope.figures import (
+from ropescope.display.figures.heads import (
     HEAD_NAMES,
     SCALES,
     SEQUENCE_FE,
@@ -22,18 +21,7 @@ from ropescope.figures import (
     default_heads,
     noise_entropy,
 )
-from ropescope.measurement.results import (
-    KEPT,
-    MEAN_SPECTRUM,
-    NORM,
-    ROTARY,
-    mean_over_sequences,
-    provenance,
-    stream_data,
-    wavelength,
-)
-from ropescope.measurement.summary import BAND, OUTLIER, PERIODIC
-from ropescope.report.encoding import (
+from ropescope.display.report.encoding import (
     ABSENT,
     BYTE_MISSING,
     BYTE_TOP,
@@ -46,6 +34,18 @@ from ropescope.report.encoding import (
     encode_norms,
     packed,
 )
+from ropescope.evaluation.sweep.dataset import ALPHA, ARM, LOWEST_NORM, RANDOM, SELECTION, STREAM
+from ropescope.measurement.results import (
+    KEPT,
+    MEAN_SPECTRUM,
+    NORM,
+    ROTARY,
+    mean_over_sequences,
+    provenance,
+    stream_data,
+    wavelength,
+)
+from ropescope.measurement.summary import BAND, OUTLIER, PERIODIC
 
 # Bytes for the kept norms of a stream, before compression: every head of a small model, some heads of a large one.
 _NORM_CELLS = 3 * 2**20

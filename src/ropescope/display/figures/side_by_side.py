@@ -17,8 +17,18 @@ from ropescope.analysis.places import NOPE, OCTAVE, ROPE, SELECTION, SELECTIONS,
 from ropescope.analysis.places_in_words import octave_name
 from ropescope.base.axes import HEAD_AXIS, LAYER, PAIR, POSITION, SEQUENCE, STREAMS
 from ropescope.base.errors import InputError
-from ropescope.curves import COLOURS
-from ropescope.figures import FAINT, HEAD_NAMES, LABELS, REFERENCE, SCALES, SEQUENCE_FE, SMALL, STREAM_NAMES, THRESHOLDS
+from ropescope.display.figures.curves import COLOURS
+from ropescope.display.figures.heads import (
+    FAINT,
+    HEAD_NAMES,
+    LABELS,
+    REFERENCE,
+    SCALES,
+    SEQUENCE_FE,
+    SMALL,
+    STREAM_NAMES,
+    THRESHOLDS,
+)
 from ropescope.measurement.results import KEPT, NORM, mean_over_sequences, stream_data, wavelength
 from ropescope.measurement.summary import format_tokens
 

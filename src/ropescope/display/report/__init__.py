@@ -55,8 +55,8 @@ def render(
     --------
     >>> Path("report.html").write_text(render({"SmolLM2": rs.load("smollm2.nc")}), encoding="utf-8")  # doctest: +SKIP
     """
-    from ropescope.report.cards import CITATION, card
-    from ropescope.report.content import page_content, result_content, sweep_content
+    from ropescope.display.report.cards import CITATION, card
+    from ropescope.display.report.content import page_content, result_content, sweep_content
 
     if not results:
         raise InputError("report got no measurement; give at least one file written by 'ropescope measure'")
