@@ -12,21 +12,15 @@ from scipy.stats import t as student
 
 from ropescope.analysis.comparability import check_pairwise, on_scale_of
 from ropescope.analysis.overlap import chance_anywhere, chance_per_head, jaccard
-from ropescope.analysis.places import SELECTION, SELECTIONS
+from ropescope.analysis.places import SELECTION
 from ropescope.analysis.shares import ENTROPIES, ENTROPY
 from ropescope.base.axes import HEAD_AXIS, LAYER, PAIR, SEQUENCE, STREAMS
+from ropescope.base.selections import PAPER, Selection
 from ropescope.base.statistics import ESTIMATE, ESTIMATES, jackknife
 from ropescope.measurement.results import stream_data
-from ropescope.measurement.summary import BAND, OUTLIER, PERIODIC
 
 OTHER, PLACEMENT = "other", "placement"
 ANYWHERE, PER_HEAD = "anywhere", "per head"
-# The paper's selections on arrays that are already means; `select` is for results.
-_MEMBERS: Mapping[str, tuple[str, Callable[[np.ndarray], np.ndarray]]] = {
-    "bands": ("spectrum_fe", lambda entropy: entropy < BAND),
-    "spectrum-outliers": ("spectrum_fe", lambda entropy: entropy > OUTLIER),
-    "periodic": ("sequence_fe", lambda entropy: entropy < PERIODIC),
-}
 _LEVEL = 0.05
 _NEARLY_ONE = 1 - 1e-12
 
@@ -95,7 +89,7 @@ def _pairwise(first: xr.Dataset, other: xr.Dataset, stream: str, seed: int) -> x
     place = (LAYER, HEAD_AXIS[stream], PAIR)
     moved = [_moved(ours[name], theirs[name]) for name in ENTROPIES]
     agreement = [_agreement(ours[name], theirs[name]) for name in ENTROPIES]
-    overlap = [_overlap(name, ours, theirs, seed) for name in SELECTIONS]
+    overlap = [_overlap(selection, ours, theirs, seed) for selection in PAPER.values()]
     variables = {
         "first": ((ENTROPY, *place), np.stack([means[0][name] for name in ENTROPIES])),
         "change": ((ENTROPY, *place), np.stack([means[1][name] - means[0][name] for name in ENTROPIES])),
@@ -107,7 +101,7 @@ def _pairwise(first: xr.Dataset, other: xr.Dataset, stream: str, seed: int) -> x
         **{name: (dims, np.stack([one[name] for one in overlap])) for name, dims in _OVERLAP.items()},
     }
     coords = {name: first[name].values for name in place}
-    labels = {ENTROPY: list(ENTROPIES), SELECTION: list(SELECTIONS), ESTIMATE: list(ESTIMATES)}
+    labels = {ENTROPY: list(ENTROPIES), SELECTION: list(PAPER), ESTIMATE: list(ESTIMATES)}
     return xr.Dataset(variables, coords={**coords, **labels, PLACEMENT: [ANYWHERE, PER_HEAD]})
 
 
@@ -182,8 +176,11 @@ def _reliability(values: np.ndarray) -> float:
     return 2 * half / (1 + half)
 
 
-def _overlap(name: str, ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray], seed: int) -> dict[str, Any]:
-    entropy, member = _MEMBERS[name]
+def _overlap(
+    selection: Selection, ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray], seed: int
+) -> dict[str, Any]:
+    # On arrays that are already means; `select` is for results.
+    entropy, member = selection.variable, selection.holds
     first, other = (_mean(side[entropy]) for side in (ours, theirs))
     present = ~np.isnan(first) & ~np.isnan(other)
     sets = [member(values) & present for values in (first, other)]

@@ -12,16 +12,16 @@ from ropescope.analysis.agreement import ANYWHERE, OTHER, PER_HEAD, PLACEMENT, c
 from ropescope.analysis.comparability import differences, notes
 from ropescope.analysis.distributions import DEPTH, RESULT, STREAM, distributions
 from ropescope.analysis.places import OCTAVE, SELECTION, SELECTIONS
-from ropescope.analysis.places_in_words import NAMES, octave_name
+from ropescope.analysis.places_in_words import octave_name
 from ropescope.analysis.shares import ENTROPIES, ENTROPY
 from ropescope.base.axes import HEAD_AXIS, LAYER, PAIR, SEQUENCE, STREAMS
 from ropescope.base.errors import InputError
+from ropescope.base.selections import PAPER, VARIABLE_LABELS
 from ropescope.base.statistics import ESTIMATE
 from ropescope.base.tables import Section, Table
 from ropescope.measurement.results import provenance, stream_data, wavelength
 from ropescope.measurement.summary import format_tokens
 
-_WORDS = {"bands": "bands", "spectrum-outliers": "spectrum outliers", "periodic": "periodic pairs"}
 _FACTS = {
     "model": ("model", "id"),
     "weights": ("model", "fingerprint"),
@@ -92,12 +92,12 @@ def _overlap_sentence(name: str, stream: str, data: xr.Dataset) -> str:
     sizes = f"{int(one['first_members'])} and {int(one['other_members'])}"
     value, verdict = float(one["jaccard"]), _against_chance(one)
     if np.isnan(value):
-        return f"Neither has {stream} {_WORDS[name]}."
+        return f"Neither has {stream} {PAPER[name].plural}."
     if not _in_both(one):
-        return f"Only one of them has {stream} {_WORDS[name]} ({sizes})."
+        return f"Only one of them has {stream} {PAPER[name].plural} ({sizes})."
     expected = float(one["chance"].sel({PLACEMENT: PER_HEAD, ESTIMATE: "value"}))
     halves = "" if np.isnan(one["halves"]) else f"; halves of one result overlap {float(one['halves']):.2f}"
-    start = f"{stream.capitalize()} {_WORDS[name]} ({sizes})"
+    start = f"{stream.capitalize()} {PAPER[name].plural} ({sizes})"
     return f"{start} overlap {value:.2f}, {verdict} chance ({expected:.2f}){halves}."
 
 
@@ -116,7 +116,7 @@ def _correlation_sentence(stream: str, data: xr.Dataset) -> str:
     for name in ENTROPIES:
         one = data.sel({ENTROPY: name})
         ceiling = "" if np.isnan(one["ceiling"]) else f", ceiling {float(one['ceiling']):.3f}"
-        parts.append(f"{NAMES[name]} {_interval(one['correlation'].values)}{ceiling}")
+        parts.append(f"{VARIABLE_LABELS[name]} {_interval(one['correlation'].values)}{ceiling}")
     return f"Rank correlation of {stream} pairs: {'; '.join(parts)}."
 
 
@@ -135,7 +135,7 @@ def _robustness(both: Mapping[str, xr.DataTree], streams: Mapping[str, xr.Datase
 
 def _claim(name: str, stream: str, data: xr.Dataset) -> str:
     one = data.sel({SELECTION: name})
-    subject = f"{stream} {_WORDS[name]}"
+    subject = f"{stream} {PAPER[name].plural}"
     value, halves = float(one["jaccard"]), float(one["halves"])
     if np.isnan(value):
         return f"for {subject} it cannot be judged, there are none"
@@ -189,7 +189,7 @@ def _correlation_table(streams: Mapping[str, xr.Dataset]) -> Table:
             span = [_number(end(layers)) if np.isfinite(layers).any() else "-" for end in (np.nanmin, np.nanmax)]
             changed = "-" if np.isnan(one["changed_share"]) else f"{100 * float(one['changed_share']):.1f}"
             cells = [_interval(one["correlation"].values), _number(one["ceiling"]), *span, changed]
-            rows.append([f"{stream} {NAMES[name]}", *cells])
+            rows.append([f"{stream} {VARIABLE_LABELS[name]}", *cells])
     header = ["entropy", "all pairs", "ceiling", "lowest layer", "highest layer", "changed pairs, %"]
     return Table(header, rows, "Rank correlation (Spearman)")
 
@@ -199,7 +199,7 @@ def _layer_table(streams: Mapping[str, xr.Dataset]) -> Table:
     values = [streams[stream]["layer_correlation"].sel({ENTROPY: name}).values for stream, name in columns]
     layers = streams[STREAMS[0]][LAYER].values
     rows = [[str(layer), *map(_number, cells)] for layer, *cells in zip(layers, *values, strict=True)]
-    header = ["layer", *(f"{stream} {NAMES[name]}" for stream, name in columns)]
+    header = ["layer", *(f"{stream} {VARIABLE_LABELS[name]}" for stream, name in columns)]
     return Table(header, rows, "Rank correlation by layer")
 
 
@@ -216,7 +216,7 @@ def _moved_table(name: str, stream: str, data: xr.Dataset, first: xr.DataTree, t
         labels = [str(int(at[axis])) for axis in (LAYER, head, PAIR)]
         rows.append([*labels, turn, *(f"{x:.3f}" for x in (before, before + change)), f"{change:+.3f}", _number(error)])
     header = ["layer", "head", "pair", "wavelength", "first", "other", "change", "standard error"]
-    return Table(header, rows, f"{stream.capitalize()} pairs whose {NAMES[name]} moved most")
+    return Table(header, rows, f"{stream.capitalize()} pairs whose {VARIABLE_LABELS[name]} moved most")
 
 
 def spread_compared(results: Mapping[str, xr.DataTree]) -> Section:
@@ -264,7 +264,7 @@ def _spread_sentence(data: xr.Dataset, name: str, stream: str) -> str:
         share = float(one["share"])
         peak = "" if not share else f" (most at depth {_peak(one, DEPTH):.2f}; {octave_name(_peak(one, OCTAVE))})"
         parts.append(f"{result} {100 * share:.1f} %{peak}")
-    return f"{_WORDS[name].capitalize()} among {stream} pairs: {'; '.join(parts)}."
+    return f"{PAPER[name].plural.capitalize()} among {stream} pairs: {'; '.join(parts)}."
 
 
 def _peak(one: xr.Dataset, axis: str) -> float:
@@ -281,7 +281,7 @@ def _spread_table(data: xr.Dataset, name: str, axis: str) -> Table:
         rows.append([label, *("-" if np.isnan(cell) else f"{100 * cell:.1f}" for cell in cells)])
     first = "relative depth" if axis == DEPTH else "wavelength (tokens)"
     return Table(
-        [first, *(f"{result} {stream}" for result, stream in columns)], rows, f"{_WORDS[name].capitalize()}, %"
+        [first, *(f"{result} {stream}" for result, stream in columns)], rows, f"{PAPER[name].plural.capitalize()}, %"
     )
 
 

@@ -9,13 +9,14 @@ import xarray as xr
 
 from ropescope.analysis.shares import octaves, variance_shares
 from ropescope.base.axes import HEAD_AXIS, LAYER, PAIR, STREAMS
+from ropescope.base.selections import PAPER
 from ropescope.base.statistics import ESTIMATE, ESTIMATES, jackknife, permutation_p
 from ropescope.interventions.masks import PairMask
 from ropescope.interventions.selection import select
 from ropescope.measurement.results import ROTARY, wavelength
 
 SELECTION, OCTAVE, ROTATION = "selection", "octave", "rotation"
-SELECTIONS = ("bands", "spectrum-outliers", "periodic")
+SELECTIONS = tuple(PAPER)
 ROPE, NOPE = "RoPE", "NoPE"
 
 

@@ -8,11 +8,11 @@ import xarray as xr
 from ropescope.analysis.places import NOPE, OCTAVE, ROPE, ROTATION, SELECTION, SELECTIONS, localise
 from ropescope.analysis.shares import ENTROPIES, ENTROPY, SOURCE
 from ropescope.base.axes import LAYER, STREAMS
+from ropescope.base.selections import VARIABLE_LABELS
 from ropescope.base.statistics import ESTIMATE
 from ropescope.base.tables import Section, Table
 from ropescope.measurement.summary import format_tokens
 
-NAMES = {"spectrum_fe": "SpectrumFE", "sequence_fe": "SequenceFE"}
 MEANINGS = {
     "pair": "pair index alone",
     "layer": "layer alone",
@@ -123,7 +123,7 @@ def _share_table(streams: dict[str, xr.Dataset]) -> Table:
         found = [streams[stream]["share"].sel({ENTROPY: entropy, SOURCE: source}).values for stream, entropy in columns]
         if not np.isnan([value[0] for value in found]).all():
             rows.append([meaning, *(_interval(value) for value in found)])
-    header = ["explained by", *(f"{stream} {NAMES[entropy]}" for stream, entropy in columns)]
+    header = ["explained by", *(f"{stream} {VARIABLE_LABELS[entropy]}" for stream, entropy in columns)]
     return Table(header, rows, "Shares of variance, %")
 
 

@@ -12,6 +12,7 @@ from cyclopts import App, Group, Parameter
 
 from ropescope.base.axes import STREAMS
 from ropescope.base.errors import InputError
+from ropescope.base.selections import PAPER
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -34,7 +35,7 @@ TEXT_GROUP = Group("Text", sort_key=2)
 MEASURE_GROUP = Group("Measurement", sort_key=3)
 OUTPUT_GROUP = Group("Output", sort_key=4)
 
-PAPER_SELECTIONS = ("bands", "spectrum-outliers", "periodic")
+PAPER_SELECTIONS = tuple(PAPER)
 TENTHS = tuple(step / 10 for step in range(11))
 
 ResultPath = Annotated[Path, Parameter(help="Result file of `ropescope measure`.")]

@@ -19,16 +19,10 @@ import xarray as xr
 
 from ropescope.base.axes import HEAD_AXIS, LAYER, PAIR, STREAMS
 from ropescope.base.errors import InputError, did_you_mean
+from ropescope.base.selections import NAMED
 from ropescope.interventions.masks import PairMask, labelled
 from ropescope.measurement.results import PAIR_VARIABLES, ROTARY, mean_over_sequences, provenance, stream_data
 
-# Section 4, figure 3 and table 1 of the paper.
-NAMED = {
-    "bands": "spectrum_fe < 0.2",
-    "spectrum-outliers": "spectrum_fe > 0.4",
-    "periodic": "sequence_fe < 0.6",
-    "table1": "spectrum_fe > 0.4 or sequence_fe < 0.6",
-}
 NAMES = (*PAIR_VARIABLES, LAYER, "head", PAIR, "frequency", "rotated")
 _MAX_CHARACTERS = 1000
 _MAX_NESTING = 50

@@ -11,11 +11,8 @@ import xarray as xr
 
 from ropescope.base.axes import HEAD_AXIS, LAYER, PAIR, SEQUENCE, STREAMS
 from ropescope.base.errors import InputError
+from ropescope.base.selections import BANDS, OUTLIERS, PERIODIC
 from ropescope.measurement.results import mean_over_sequences, stream_data, wavelength
-
-BAND = 0.2
-OUTLIER = 0.4
-PERIODIC = 0.6
 
 
 @dataclass(frozen=True)
@@ -96,9 +93,9 @@ def counts(result: xr.DataTree, stream: str = "query") -> Counts:
     spectrum, sequence = mean["spectrum_fe"], mean["sequence_fe"]
     return Counts(
         pairs=int(present.sum()),
-        bands=int((present & (spectrum < BAND)).sum()),
-        outliers=int((present & (spectrum > OUTLIER)).sum()),
-        periodic=int((present & (sequence < PERIODIC)).sum()),
+        bands=int((present & BANDS.holds(spectrum)).sum()),
+        outliers=int((present & OUTLIERS.holds(spectrum)).sum()),
+        periodic=int((present & PERIODIC.holds(sequence)).sum()),
         undefined_spectrum=int((present & spectrum.isnull()).sum()),
         undefined_sequence=int((present & sequence.isnull()).sum()),
     )
@@ -184,7 +181,7 @@ def format_tokens(tokens: float) -> str:
 
 def _head_bands(layer: int, head: int, data: xr.Dataset, turns: xr.DataArray) -> Iterator[Band]:
     spectrum, norm, pair = data["spectrum_fe"].values, data["mean_norm"].values, data[PAIR].values
-    for run in _runs((spectrum < BAND) & ~np.isnan(norm)):
+    for run in _runs(BANDS.holds(spectrum) & ~np.isnan(norm)):
         yield Band(
             layer=layer,
             head=head,
@@ -206,9 +203,9 @@ def _counts_lines(result: xr.DataTree, stream: str) -> list[str]:
     total = counts(result, stream)
     sizes = stream_data(result, stream).sizes
     rows = [
-        ("bands", f"SpectrumFE < {BAND}", total.bands),
-        ("outliers", f"SpectrumFE > {OUTLIER}", total.outliers),
-        ("periodic", f"SequenceFE < {PERIODIC}", total.periodic),
+        (BANDS.label, BANDS.rule, total.bands),
+        (OUTLIERS.label, OUTLIERS.rule, total.outliers),
+        (PERIODIC.label, PERIODIC.rule, total.periodic),
         ("undefined", "SpectrumFE", total.undefined_spectrum),
         ("undefined", "SequenceFE", total.undefined_sequence),
     ]

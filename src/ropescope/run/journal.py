@@ -129,7 +129,7 @@ def journal_of(output: Path, configuration: Mapping[str, Any], workers: Workers 
     Parameters
     ----------
     output
-        As :func:`ropescope.base.files.check_target` gave it; where there are several workers, on a file system they share.
+        As :func:`ropescope.base.files.check_target` gave it; on a file system that all workers share.
     configuration
         All that decides what a cell of a given name holds, in values that JSON can hold.
     workers

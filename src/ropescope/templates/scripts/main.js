@@ -156,7 +156,7 @@ function changeStream(stream) {
 
 function changeEntropy(entropy) {
   const fits = !(state.map in SELECTIONS) || SELECTIONS[state.map].entropy === entropy;
-  const other = entropy === "spectrum_fe" ? "band" : "periodic";
+  const other = page.selections.find((one) => one.entropy === entropy).key;
   choose({ entropy, map: fits ? state.map : other });
 }
 

@@ -2,16 +2,9 @@
 
 const ENTROPIES = ["spectrum_fe", "sequence_fe"];
 const DETAILS = ["mean_norm", "dc_share", "dominant_period", "peak_share"];
-const SELECTIONS = {
-  band: { entropy: "spectrum_fe", name: "bands", sign: "<", holds: (code, limit) => code < limit },
-  outlier: {
-    entropy: "spectrum_fe",
-    name: "outliers",
-    sign: ">",
-    holds: (code, limit) => code > limit && code < undefinedCode,
-  },
-  periodic: { entropy: "sequence_fe", name: "periodic", sign: "<", holds: (code, limit) => code < limit },
-};
+// Undefined and absent pairs have the highest codes and satisfy no selection.
+const HOLDS = { "<": (code, limit) => code < limit, ">": (code, limit) => code > limit && code < undefinedCode };
+const SELECTIONS = Object.fromEntries(page.selections.map((one) => [one.key, { ...one, holds: HOLDS[one.sign] }]));
 const loaded = new Map();
 
 function loadStream(resultNumber, stream) {

@@ -1,12 +1,10 @@
 // The two maps: layers by pairs, and heads by pairs of the chosen layer.
 
-const ENTROPY_NAMES = { spectrum_fe: "SpectrumFE", sequence_fe: "SequenceFE" };
+const ENTROPY_NAMES = page.labels;
 const MAP_TITLES = {
   mean: () => "mean over heads",
   lowest: () => "lowest head",
-  band: () => `share of heads < ${state.band}`,
-  outlier: () => `share of heads > ${state.outlier}`,
-  periodic: () => `share of heads < ${state.periodic}`,
+  ...Object.fromEntries(page.selections.map(({ key, sign }) => [key, () => `share of heads ${sign} ${state[key]}`])),
 };
 const FADE = 0.45;
 const overview = once(makeOverview);

@@ -12,7 +12,8 @@ let pending = null;
 
 function defaultState(result = 0, stream = "query") {
   const [layer, head, pair] = page.results[result].streams[stream].start;
-  return { result, stream, entropy: "spectrum_fe", map: "mean", layer, head, pair, theme: "auto", ...page.thresholds };
+  const thresholds = Object.fromEntries(page.selections.map((one) => [one.key, one.threshold]));
+  return { result, stream, entropy: "spectrum_fe", map: "mean", layer, head, pair, theme: "auto", ...thresholds };
 }
 
 // A state that the page can show, whatever the address says.
@@ -26,7 +27,7 @@ function readState(hash) {
   if (layer >= 0) read.layer = layer;
   read.head = whole(given.head, result.streams[stream].heads, layer >= 0 ? 0 : read.head);
   read.pair = whole(given.pair, result.pairs, read.pair);
-  for (const name in page.thresholds) read[name] = onGrid(given[name], read[name]);
+  for (const name in SELECTIONS) read[name] = onGrid(given[name], read[name]);
   if (read.map in SELECTIONS) read.entropy = SELECTIONS[read.map].entropy;
   return read;
 }

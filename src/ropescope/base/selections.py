@@ -1,0 +1,76 @@
+"""The selections that have a name, once: what each compares with what, and what text, table and page call it."""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Comparison = Literal["<", ">"]
+_HOLDS = {"<": operator.lt, ">": operator.gt}
+VARIABLE_LABELS = {"spectrum_fe": "SpectrumFE", "sequence_fe": "SequenceFE"}
+# Usual range of each, the same in every figure and page, so that two models compare by eye.
+SCALES = {"spectrum_fe": (0.0, 0.6), "sequence_fe": (0.4, 1.0)}
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Pairs whose value of one variable lies on one side of a threshold.
+
+    Parameters
+    ----------
+    name
+        What commands, masks and files call it.
+    variable, comparison, threshold
+        The rule; a value that is not defined satisfies it never.
+    key
+        One word for it in the links of a page.
+    label
+        Heading of a row or column that counts its pairs.
+    plural
+        Its pairs in a sentence.
+    words
+        What the norms of its pairs are like.
+    """
+
+    name: str
+    variable: str
+    comparison: Comparison
+    threshold: float
+    key: str
+    label: str
+    plural: str
+    words: str
+
+    @property
+    def expression(self) -> str:
+        """The rule as :func:`ropescope.select` reads it."""
+        return f"{self.variable} {self.comparison} {self.threshold:g}"
+
+    @property
+    def rule(self) -> str:
+        """The rule as a reader reads it, such as "SpectrumFE < 0.2"."""
+        return f"{self.variable_label} {self.comparison} {self.threshold:g}"
+
+    @property
+    def variable_label(self) -> str:
+        """The variable as a reader knows it."""
+        return VARIABLE_LABELS[self.variable]
+
+    def holds(self, values: Any) -> Any:
+        """Where the rule is satisfied, for an array of the variable; false where it is NaN."""
+        return _HOLDS[self.comparison](values, self.threshold)
+
+
+# Section 4 and figure 3 of the paper.
+BANDS = Selection("bands", "spectrum_fe", "<", 0.2, "band", "bands", "bands", "steady norms")
+OUTLIERS = Selection(
+    "spectrum-outliers", "spectrum_fe", ">", 0.4, "outlier", "outliers", "spectrum outliers", "restless norms"
+)
+PERIODIC = Selection("periodic", "sequence_fe", "<", 0.6, "periodic", "periodic", "periodic pairs", "rhythmic norms")
+PAPER = {selection.name: selection for selection in (BANDS, OUTLIERS, PERIODIC)}
+# Table 1 of the paper turns down what section 4 found redundant.
+NAMED = {
+    **{name: selection.expression for name, selection in PAPER.items()},
+    "table1": f"{OUTLIERS.expression} or {PERIODIC.expression}",
+}
