@@ -13,9 +13,11 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ropescope.analysis.heads import default_heads
 from ropescope.base.entropy import spectrum_fe, white_noise_entropy
 from ropescope.base.errors import InputError
-from ropescope.display.figures.heads import default_heads, overview, panel
+from ropescope.display.figures.heads import panel
+from ropescope.display.figures.maps import overview
 from ropescope.measurement.results import load, mean_over_sequences, save, stream_data
 from synthetic import BAND_HEAD, OUTLIER_PAIR, PERIODIC_HEAD, PERIODIC_PAIRS, UNDEFINED, synthetic_result
 

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from ropescope.base.selections import SCALES
 from ropescope.base.tables import Section, Table
-from ropescope.display.figures.heads import SCALES
 from ropescope.display.report import render
 from ropescope.measurement.results import mean_over_sequences, stream_data
 from ropescope.measurement.summary import counts

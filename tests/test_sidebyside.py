@@ -15,7 +15,8 @@ from ropescope.analysis.distributions import distributions
 from ropescope.analysis.places import localise
 from ropescope.base.entropy import white_noise_entropy
 from ropescope.base.errors import InputError, ResultError
-from ropescope.display.figures.side_by_side import bands_over_wavelength, side_by_side, spread_curves
+from ropescope.display.figures.side_by_side import side_by_side
+from ropescope.display.figures.spread import bands_over_wavelength, spread_curves
 from ropescope.measurement.results import NORM, mean_over_sequences, stream_data
 from synthetic import BAND_HEAD, PERIODIC_HEAD, synthetic_result
 
@@ -84,7 +85,7 @@ class TestSideBySide:
     def test_bad_heads_and_results(self, results):
         with pytest.raises(InputError, match="got no heads"):
             side_by_side(results, [])
-        with pytest.raises(InputError, match="got layer 9; the results hold layer 0, 1, 2, 3"):
+        with pytest.raises(InputError, match="got layer 9; the result holds layer 0 to 3: choose one of these"):
             side_by_side(results, [(9, 0)])
         with pytest.raises(InputError, match="got stream 'value'"):
             side_by_side(results, HEADS, "value")

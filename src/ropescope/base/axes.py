@@ -21,6 +21,8 @@ QUERY = "query"
 KEY = "key"
 STREAMS = (QUERY, KEY)
 HEAD_AXIS = {QUERY: HEAD, KEY: KV_HEAD}
+STREAM_NAMES = {QUERY: "queries", KEY: "keys"}
+HEAD_NAMES = {QUERY: "query head", KEY: "key head"}
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int

@@ -100,8 +100,9 @@ def _write(path: Path, sections: tuple[Section, ...]) -> Path:
 def _figures(
     results: Mapping[str, xr.DataTree], by_pair: bool, heads: list[tuple[int, int]], streams: tuple[str, ...]
 ) -> Iterator[tuple[str, Any]]:
-    from ropescope.display.figures.heads import default_heads
-    from ropescope.display.figures.side_by_side import bands_over_wavelength, side_by_side, spread_curves
+    from ropescope.analysis.heads import default_heads
+    from ropescope.display.figures.side_by_side import side_by_side
+    from ropescope.display.figures.spread import bands_over_wavelength, spread_curves
 
     first = next(iter(results.values()))
     if by_pair:

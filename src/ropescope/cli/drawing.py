@@ -37,7 +37,9 @@ def draw_result(
     formats: Iterable[str],
     folder: Path,
 ) -> Iterable[Path]:
-    from ropescope.display.figures.heads import default_heads, overview, panel
+    from ropescope.analysis.heads import default_heads
+    from ropescope.display.figures.heads import panel
+    from ropescope.display.figures.maps import overview
 
     make_folder(folder)
     for stream in streams:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -147,6 +147,11 @@ def provenance(result: xr.DataTree) -> dict[str, Any]:
     return parsed
 
 
+def short_name(name: str | None) -> str:
+    """What to call a model or text: a hub name as it is, a file or folder without the way to it."""
+    return PurePath(name).name if name and PurePath(name).is_absolute() else name or ""
+
+
 def stream_data(result: xr.DataTree, stream: str) -> xr.Dataset:
     """Give the group of one stream.
 
@@ -167,6 +172,19 @@ def mean_over_sequences(data: xr.Dataset) -> xr.Dataset:
     """
     per_sequence = data[[name for name in data.data_vars if SEQUENCE in data[name].dims]]
     return per_sequence.astype(np.float64).mean(SEQUENCE, skipna=True)
+
+
+def rotated_layers(result: xr.DataTree) -> xr.DataArray:
+    """Whether each layer rotates any pair, dims (layer)."""
+    return result.children[ROTARY].to_dataset()["rotated"].any(PAIR)
+
+
+def kept_heads(data: xr.Dataset, stream: str) -> list[tuple[int, int]]:
+    """(layer, head) of the norms that a stream's group has kept, in their order."""
+    if NORM not in data:
+        return []
+    layers, heads = data["kept_layer"].values, data[f"kept_{HEAD_AXIS[stream]}"].values
+    return list(zip(layers.tolist(), heads.tolist(), strict=True))
 
 
 def wavelength(result: xr.DataTree) -> xr.DataArray:

@@ -9,14 +9,12 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ropescope.base.errors import InputError
+from ropescope.display.figures.style import colours
 from ropescope.evaluation.sweep.dataset import ALPHA, ARM, LOWEST_NORM, RANDOM, SELECTION, STREAM
 
 if TYPE_CHECKING:
     import xarray as xr
     from matplotlib.axes import Axes
-
-# Okabe and Ito's colours, which colour-blind readers can tell apart.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 
 
 def sweep_curves(sweeps: Mapping[str, xr.Dataset]) -> Figure:
@@ -54,7 +52,7 @@ def sweep_curves(sweeps: Mapping[str, xr.Dataset]) -> Figure:
     figure = Figure(figsize=(1 + 3.2 * len(names), 4.0), layout="constrained")
     panels = figure.subplots(1, len(names), squeeze=False)[0]
     for axes, name in zip(panels, names, strict=True):
-        for (label, data), colour in zip(sweeps.items(), _colours(len(sweeps)), strict=True):
+        for (label, data), colour in zip(sweeps.items(), colours(len(sweeps)), strict=True):
             _draw(axes, data.sel({SELECTION: name}), label, colour)
         axes.set_title(_title(name, sweeps), fontsize="medium")
         axes.set_xlabel("alpha")
@@ -88,7 +86,3 @@ def _title(name: str, sweeps: Mapping[str, xr.Dataset]) -> str:
     """The selection, and how many pairs it holds in each model."""
     counts = [int(data["selected_pairs"].sel({SELECTION: name}).sum(STREAM)) for data in sweeps.values()]
     return f"{name}\n{', '.join(str(count) for count in counts)} pairs"
-
-
-def _colours(count: int) -> list[str]:
-    return [COLOURS[place % len(COLOURS)] for place in range(count)]

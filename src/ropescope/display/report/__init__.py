@@ -11,6 +11,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING
 
 from ropescope.base.errors import InputError
+from ropescope.base.selections import PAPER
 from ropescope.base.tables import Section
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ def render(
         packed=[part for _, parts in contents for part in parts],
         sweeps=[(_sweep_section(name, data), swept[name]) for name, data in (sweeps or {}).items()],
         sections=sections,
+        selections=list(PAPER.values()),
         citation=CITATION,
         style="\n".join(_text(f"styles/{name}.css") for name in STYLES),
         scripts=scripts,

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import PurePath
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from ropescope.base.axes import HEAD_AXIS, LAYER, PAIR, STREAMS
-from ropescope.measurement.results import ROTARY, provenance, stream_data, wavelength
+from ropescope.measurement.results import ROTARY, provenance, short_name, stream_data, wavelength
 from ropescope.measurement.summary import format_tokens
 
 CITATION = """\
@@ -49,12 +48,12 @@ def card(result: xr.DataTree, name: str) -> Card:
     """Describe a result; `name` stands in for a model without an id."""
     facts = provenance(result)
     model, windows = _mapping(facts.get("model")), _mapping(facts.get("windows"))
-    corpus = " ".join(_short(str(windows[part])) for part in ("corpus", "config", "split") if windows.get(part))
+    corpus = " ".join(short_name(str(windows[part])) for part in ("corpus", "config", "split") if windows.get(part))
     parameters = {key: value for key, value in _mapping(facts.get("parameters")).items() if key not in windows}
     count, length = windows.get("windows"), windows.get("length") or parameters.get("length")
     size = f"{count} windows of {length} tokens" if count and length else ""
     return Card(
-        title=_short(str(model.get("id") or name)),
+        title=short_name(str(model.get("id") or name)),
         subtitle=" · ".join(part for part in (corpus, size) if part),
         model=[*_rows(model), *_shape(result), *_rotation(result)],
         origin=[
@@ -68,11 +67,6 @@ def card(result: xr.DataTree, name: str) -> Card:
 
 def _mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
-
-
-def _short(name: str) -> str:
-    """A hub name as it is, a file or folder without the way to it."""
-    return PurePath(name).name if PurePath(name).is_absolute() else name
 
 
 def _rows(facts: Mapping[str, Any]) -> Rows:

@@ -10,17 +10,9 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from ropescope.base.axes import BIN, HEAD_AXIS, LAYER, PAIR, POSITION, SEQUENCE, STREAMS
-from ropescope.display.figures.heads import (
-    HEAD_NAMES,
-    SCALES,
-    SEQUENCE_FE,
-    SPECTRUM,
-    STREAM_NAMES,
-    constant_entropy,
-    default_heads,
-    noise_entropy,
-)
+from ropescope.analysis.heads import default_heads
+from ropescope.base.axes import BIN, HEAD_AXIS, HEAD_NAMES, LAYER, PAIR, POSITION, SEQUENCE, STREAM_NAMES, STREAMS
+from ropescope.base.selections import PAPER, SCALES, VARIABLE_LABELS, Selection
 from ropescope.display.report.encoding import (
     ABSENT,
     BYTE_MISSING,
@@ -35,6 +27,7 @@ from ropescope.display.report.encoding import (
     packed,
 )
 from ropescope.evaluation.sweep.dataset import ALPHA, ARM, LOWEST_NORM, RANDOM, SELECTION, STREAM
+from ropescope.measurement.references import constant_entropy, noise_entropy
 from ropescope.measurement.results import (
     KEPT,
     MEAN_SPECTRUM,
@@ -45,7 +38,6 @@ from ropescope.measurement.results import (
     stream_data,
     wavelength,
 )
-from ropescope.measurement.summary import BAND, OUTLIER, PERIODIC
 
 # Bytes for the kept norms of a stream, before compression: every head of a small model, some heads of a large one.
 _NORM_CELLS = 3 * 2**20
@@ -59,7 +51,6 @@ ENCODING = {
     "byte_missing": BYTE_MISSING,
     "decades": DECADES,
 }
-THRESHOLDS = {"band": BAND, "outlier": OUTLIER, "periodic": PERIODIC}
 
 
 @dataclass(frozen=True)
@@ -104,7 +95,7 @@ def result_content(result: xr.DataTree, name: str, number: int) -> tuple[dict[st
         "rotated": result.children[ROTARY].to_dataset()["rotated"].any(PAIR).values.tolist(),
         "wavelengths": [[_number(value) for value in row] for row in turns.transpose(LAYER, PAIR).values.tolist()],
         "length": provenance(result).get("parameters", {}).get("length"),
-        "references": {SPECTRUM: constant_entropy(result), SEQUENCE_FE: noise_entropy(result)},
+        "references": {"spectrum_fe": constant_entropy(result), "sequence_fe": noise_entropy(result)},
         "streams": {stream: _stream_facts(result, stream) for stream in STREAMS},
     }
     return facts, [part for stream in STREAMS for part in _stream_arrays(result, stream, f"{number}-{stream}")]
@@ -122,10 +113,21 @@ def page_content(results: Sequence[dict[str, Any]], sweeps: Sequence[list[dict[s
     return {
         "encoding": ENCODING,
         "palettes": {"viridis": list(Viridis256), "cividis": list(Cividis256), "magma": list(Magma256)},
-        "thresholds": THRESHOLDS,
+        "labels": VARIABLE_LABELS,
+        "selections": [_selection_facts(selection) for selection in PAPER.values()],
         "scales": {name: list(scale) for name, scale in SCALES.items()},
         "results": list(results),
         "sweeps": list(sweeps),
+    }
+
+
+def _selection_facts(selection: Selection) -> dict[str, Any]:
+    return {
+        "key": selection.key,
+        "entropy": selection.variable,
+        "name": selection.label,
+        "sign": selection.comparison,
+        "threshold": selection.threshold,
     }
 
 
@@ -152,7 +154,7 @@ def _start(result: xr.DataTree, stream: str) -> list[int]:
     heads = default_heads(result, stream)
     if not heads:
         return [0, 0, 0]
-    entropy = mean_over_sequences(stream_data(result, stream))[SPECTRUM]
+    entropy = mean_over_sequences(stream_data(result, stream))["spectrum_fe"]
     layer, head = entropy[LAYER].values.tolist().index(heads[0][0]), heads[0][1]
     own = entropy.isel({LAYER: layer, HEAD_AXIS[stream]: head}).values
     return [layer, head, 0 if np.isnan(own).all() else int(np.nanargmin(own))]
@@ -188,10 +190,10 @@ def _stream_arrays(result: xr.DataTree, stream: str, prefix: str) -> list[Packed
     ends = {"low": data.min(SEQUENCE, skipna=True), "high": data.max(SEQUENCE, skipna=True)}
     spread = [
         encode_entropies(ends[end][name].transpose(*order).values, present)
-        for name in (SPECTRUM, SEQUENCE_FE)
+        for name in ("spectrum_fe", "sequence_fe")
         for end in ("low", "high")
     ]
-    entropies = [encode_entropies(mean[name].values, present) for name in (SPECTRUM, SEQUENCE_FE)]
+    entropies = [encode_entropies(mean[name].values, present) for name in ("spectrum_fe", "sequence_fe")]
     details = [mean[name].values.astype(np.float32) for name in DETAILS]
     spectra = data[MEAN_SPECTRUM].transpose(LAYER, HEAD_AXIS[stream], BIN).values
     parts = {"entropies": entropies, "details": [*details, *spread], "spectra": [encode_log_power(spectra)]}

@@ -1,0 +1,119 @@
+"""Both entropies over all layers and pairs at once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from ropescope.base.axes import HEAD_AXIS, LAYER, PAIR
+from ropescope.base.selections import SCALES, VARIABLE_LABELS
+from ropescope.display.figures.style import (
+    REFERENCE,
+    SELECTED,
+    SMALL,
+    caption,
+    colour_bar,
+    layer_axis,
+    map_colours,
+    pair_axis,
+    thresholds,
+    wavelength_axis,
+)
+from ropescope.measurement.results import mean_over_sequences, rotated_layers, stream_data, wavelength
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.image import AxesImage
+
+LOWEST = {
+    "spectrum_fe": "minimum over heads: strongest band",
+    "sequence_fe": "minimum over heads: most periodic",
+}
+
+
+def overview(result: xr.DataTree, stream: str = "query") -> Figure:
+    """Map both entropies over layers and pairs: their mean over heads, and the lowest head.
+
+    Dark is structure: bands in SpectrumFE, periodic pairs in SequenceFE. The colour scales are the same in every
+    figure, so two models compare by eye. Grey is a place without a value.
+
+    Parameters
+    ----------
+    result : xarray.DataTree
+    stream : {"query", "key"}
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Raises
+    ------
+    InputError
+        ``stream`` is neither.
+    """
+    data = stream_data(result, stream)
+    mean, head = mean_over_sequences(data), HEAD_AXIS[stream]
+    figure = Figure(figsize=(10, 3 + 2 * min(max(0.12 * mean.sizes[LAYER], 1.4), 4.5)), layout="constrained")
+    figure.suptitle(caption(result, stream, data, "mean of"), fontsize=SMALL + 1, color=REFERENCE)
+    grid = figure.subplots(2, 2, sharex=True, sharey=True)
+    for name, row in zip(VARIABLE_LABELS, grid, strict=True):
+        maps = {"mean over heads": mean[name].mean(head), LOWEST[name]: mean[name].min(head)}
+        for axes, (title, values) in zip(row, maps.items(), strict=True):
+            image = _draw_map(axes, values, name)
+            axes.set_title(f"{VARIABLE_LABELS[name]}, {title}", fontsize=SMALL + 2)
+        _entropy_bar(figure, image, row, name, mean[name])
+    _mark_nope_layers(figure, grid, result)
+    _label_overview(grid, result)
+    return figure
+
+
+def _draw_map(axes: Axes, values: xr.DataArray, name: str) -> AxesImage:
+    low, high = SCALES[name]
+    layer_pair = values.transpose(LAYER, PAIR).values
+    return axes.imshow(layer_pair, aspect="auto", origin="lower", cmap=map_colours(), vmin=low, vmax=high)
+
+
+def _entropy_bar(figure: Figure, image: AxesImage, row: np.ndarray, name: str, values: xr.DataArray) -> None:
+    low, high = SCALES[name]
+    beyond = (bool((values < low).any()), bool((values > high).any()))
+    extend = {(False, False): "neither", (True, False): "min", (False, True): "max", (True, True): "both"}[beyond]
+    bar = colour_bar(figure, image, row, VARIABLE_LABELS[name], extend=extend, pad=0.03)
+    for _, height in thresholds(name):
+        bar.ax.axhline(height, color="white", lw=1.5)
+
+
+def _mark_nope_layers(figure: Figure, grid: np.ndarray, result: xr.DataTree) -> None:
+    rows = np.flatnonzero(~rotated_layers(result).values)
+    if not rows.size:
+        return
+    style: dict[str, Any] = {
+        "ls": "",
+        "marker": "<",
+        "ms": 4,
+        "color": SELECTED,
+        "label": "layer without rotation (NoPE)",
+    }
+    for axes in grid.flat:
+        axes.plot(np.full(rows.size, 1.015), rows, transform=axes.get_yaxis_transform(), clip_on=False, **style)
+    figure.legend(handles=[Line2D([], [], **style)], loc="outside lower center", fontsize=SMALL, frameon=False)
+
+
+def _label_overview(grid: np.ndarray, result: xr.DataTree) -> None:
+    turns = wavelength(result)
+    for axes in grid.flat:
+        layer_axis(axes, turns[LAYER].values)
+        pair_axis(axes, turns[0])
+    for axes in grid[:, 0]:
+        axes.set_ylabel("layer", fontsize=SMALL + 1)
+    for axes in grid[-1]:
+        axes.set_xlabel("pair j", fontsize=SMALL + 1)
+    turning = turns.where(rotated_layers(result), drop=True)
+    if turning.sizes[LAYER]:
+        shared = bool((turning == turning[0]).all())
+        for axes in grid[0]:
+            label = "wavelength (tokens)" if shared else f"wavelength in layer {int(turning[LAYER][0])} (tokens)"
+            wavelength_axis(axes, turning[0], label)
