@@ -38,3 +38,11 @@ def test_many_labellings_are_drawn_and_never_give_zero():
 
 def test_values_without_a_difference_are_never_rare():
     assert permutation_p(np.full(10, 0.1), np.arange(10) < 3) == 1
+
+
+@pytest.mark.parametrize("few", [True, False])
+def test_one_unit_on_a_side_is_ranked_among_all(few):
+    values, group = np.array([5.0, 1.0, 2.0, 9.0, 2.5]), np.arange(5) == 2
+    alone = [abs(value - np.delete(values, place).mean()) for place, value in enumerate(values)]
+    expected = np.mean([each >= alone[2] for each in alone])
+    assert permutation_p(values, group if few else ~group) == pytest.approx(expected) == 0.6

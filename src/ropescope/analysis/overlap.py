@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 from scipy.stats import hypergeom
 
+from ropescope.base.statistics import TAILS
+
 DRAWS = 2000
-_TAILS = (0.025, 0.975)
 
 
 def jaccard(first: np.ndarray, other: np.ndarray) -> float:
@@ -43,7 +44,7 @@ def chance_anywhere(places: int, first: int, other: int) -> np.ndarray:
     spread = hypergeom(places, first, other)
     common = np.arange(max(0, first + other - places), min(first, other) + 1)
     mean = np.sum(spread.pmf(common) * _index(common, first + other))
-    return np.array([mean, *(_index(spread.ppf(tail), first + other) for tail in _TAILS)])
+    return np.array([mean, *(_index(spread.ppf(tail), first + other) for tail in TAILS)])
 
 
 def chance_per_head(present: np.ndarray, first: np.ndarray, other: np.ndarray, *, seed: int = 0) -> np.ndarray:
@@ -68,7 +69,7 @@ def chance_per_head(present: np.ndarray, first: np.ndarray, other: np.ndarray, *
     for place, a, b in zip(places[drawing], ours[drawing], theirs[drawing], strict=True):
         common += random.hypergeometric(a, place - a, b, DRAWS)
     drawn = _index(common, int(ours.sum() + theirs.sum()))
-    return np.array([drawn.mean(), *np.quantile(drawn, _TAILS)])
+    return np.array([drawn.mean(), *np.quantile(drawn, TAILS)])
 
 
 def _index(common: np.ndarray | int, sizes: int) -> np.ndarray:

@@ -1,19 +1,19 @@
-"""Intervals and tests that take layers as the sample: what other layers like these would have given."""
+"""Intervals and tests over layers, windows or documents: what others like them would have given."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import combinations
-from math import comb
 
 import numpy as np
-from scipy.stats import t as student
 
 ESTIMATE = "estimate"
 ESTIMATES = ("value", "low", "high")
 DRAWS = 10_000
+# Ends of a central 95 % interval.
+TAILS = (0.025, 0.975)
 _LEAST_UNITS = 3
-_TIES = 1e-9
+# Multiplicities held at once.
+_BLOCK = 2**22
 
 
 def jackknife(statistic: Callable[..., np.ndarray], *arrays: np.ndarray) -> np.ndarray:
@@ -44,12 +44,14 @@ def jackknife(statistic: Callable[..., np.ndarray], *arrays: np.ndarray) -> np.n
     >>> jackknife(np.mean, np.array([1.0, 2.0, 3.0])).round(2).tolist()
     [2.0, -0.48, 4.48]
     """
+    from scipy.stats import t as student
+
     value = np.asarray(statistic(*arrays), dtype=np.float64)
     count = len(arrays[0])
     if count < _LEAST_UNITS:
         return np.stack((value, np.full_like(value, np.nan), np.full_like(value, np.nan)), axis=-1)
     others = np.stack([statistic(*(np.delete(array, unit, axis=0) for array in arrays)) for unit in range(count)])
-    margin = student.ppf(0.975, count - 1) * np.sqrt((count - 1) * others.var(axis=0))
+    margin = student.ppf(TAILS[1], count - 1) * np.sqrt((count - 1) * others.var(axis=0))
     return np.stack((value, value - margin, value + margin), axis=-1)
 
 
@@ -71,19 +73,58 @@ def permutation_p(values: np.ndarray, group: np.ndarray, *, draws: int = DRAWS, 
 
     Examples
     --------
-    >>> permutation_p(np.array([0.0, 0.0, 1.0, 1.0]), np.array([False, False, True, True])).__round__(3)
+    >>> round(permutation_p(np.array([0.0, 0.0, 1.0, 1.0]), np.array([False, False, True, True])), 3)
     0.333
     """
-    count, members = len(values), int(group.sum())
-    exact = comb(count, members) <= draws
-    chosen = np.array(list(combinations(range(count), members))) if exact else _drawn(count, members, draws, seed)
-    sums = values[chosen].sum(axis=1)
-    differences = abs(sums / members - (values.sum() - sums) / (count - members))
-    observed = abs(values[group].mean() - values[~group].mean())
-    extreme = int((differences >= observed - _TIES * np.ptp(values)).sum())
-    return extreme / len(chosen) if exact else (1 + extreme) / (1 + draws)
+    from scipy.stats import permutation_test
+
+    def difference(first: np.ndarray, other: np.ndarray, axis: int) -> np.ndarray:
+        # Sums in another order differ in their last bits, which would break ties.
+        return np.round(abs(first.mean(axis) - other.mean(axis)), 12)
+
+    scaled = (values - values.min()) / max(float(np.ptp(values)), np.finfo(np.float64).tiny)
+    if min(group.sum(), (~group).sum()) == 1:
+        # SciPy wants two units on either side.
+        alone = np.array([difference(unit, np.delete(scaled, place), 0) for place, unit in enumerate(scaled[:, None])])
+        lone = group if group.sum() == 1 else ~group
+        return float((alone >= alone[lone]).mean())
+    random = np.random.default_rng(seed)
+    sides = (scaled[group], scaled[~group])
+    options = {"vectorized": True, "n_resamples": draws, "alternative": "greater", "rng": random}
+    return float(permutation_test(sides, difference, **options).pvalue)
 
 
-def _drawn(count: int, members: int, draws: int, seed: int) -> np.ndarray:
-    places: np.ndarray = np.random.default_rng(seed).random((draws, count)).argsort(axis=1)[:, :members]
-    return places
+def resampled_sums(
+    rows: np.ndarray, *, strata: np.ndarray | None = None, resamples: int = DRAWS, seed: int = 0
+) -> np.ndarray:
+    """Sums over units drawn with replacement, as often as there are units: one row for every draw of a bootstrap.
+
+    Parameters
+    ----------
+    rows
+        What each unit adds, (unit, column). Columns are drawn together, so differences between them are paired.
+    strata
+        Group of each unit; units are drawn within their group. None is one group.
+    resamples
+        Draws, at least 1.
+    seed
+        Seed of NumPy's default generator.
+
+    Returns
+    -------
+    array (draw, column)
+
+    References
+    ----------
+    Efron, Bootstrap methods: another look at the jackknife, Annals of Statistics 7 (1979).
+    """
+    random = np.random.default_rng(seed)
+    groups = [rows] if strata is None else [rows[strata == stratum] for stratum in np.unique(strata)]
+    total = np.zeros((resamples, rows.shape[1]))
+    for members in groups:
+        size = len(members)
+        for start in range(0, resamples, block := max(1, _BLOCK // size)):
+            stop = min(start + block, resamples)
+            times = random.multinomial(size, np.full(size, 1 / size), size=stop - start)
+            total[start:stop] += times.astype(np.float64) @ members
+    return total

@@ -9,15 +9,13 @@ import numpy as np
 import xarray as xr
 
 from ropescope.base.errors import InputError, did_you_mean
+from ropescope.base.statistics import ESTIMATE, ESTIMATES, TAILS, resampled_sums
 from ropescope.base.tables import Table, csv_text
 from ropescope.evaluation.sweep.dataset import ALPHA, ARM, LOWEST_NORM, RANDOM, SELECTION, SWEEP
 
-ESTIMATE, CONTROL = "estimate", "control"
-ESTIMATES = ("value", "low", "high")
+CONTROL = "control"
 ALL_RANDOM = "random"
 FORMATS = ("text", "markdown", "csv")
-_LEVELS = (0.025, 0.975)
-_BLOCK = 2**22
 
 Format = Literal["text", "markdown", "csv"]
 
@@ -136,21 +134,18 @@ def _with_random(nats: xr.DataArray) -> xr.DataArray:
 
 def _means_of_draws(nats: np.ndarray, tokens: np.ndarray, resamples: int, seed: int) -> np.ndarray:
     """Nats per token of the windows as they are, then of every draw, (1 + draw, ...)."""
-    windows = len(tokens)
-    random = np.random.default_rng(seed)
-    cells = nats.reshape(-1, windows).T
-    rows = [cells.sum(0, keepdims=True) / tokens.sum()]
-    for start in range(0, resamples, block := max(1, _BLOCK // windows)):
-        weights = random.multinomial(windows, np.full(windows, 1 / windows), size=min(block, resamples - start))
-        rows.append(weights.astype(np.float64) @ cells / (weights @ tokens)[:, None])
-    if windows == 1:
-        rows[1:] = [np.full_like(row, np.nan) for row in rows[1:]]
-    return np.concatenate(rows).reshape(-1, *nats.shape[:-1])
+    rows = np.column_stack((nats.reshape(-1, len(tokens)).T, tokens))
+    drawn = resampled_sums(rows, resamples=resamples, seed=seed)
+    if len(tokens) == 1:
+        drawn[:] = np.nan
+    sums = np.concatenate((rows.sum(0, keepdims=True), drawn))
+    means: np.ndarray = (sums[:, :-1] / sums[:, -1:]).reshape(-1, *nats.shape[:-1])
+    return means
 
 
 def _estimates(draws: np.ndarray) -> np.ndarray:
     """Value and interval on the last axis, from the value and its draws on the first."""
-    low, high = np.quantile(draws[1:], _LEVELS, axis=0)
+    low, high = np.quantile(draws[1:], TAILS, axis=0)
     return np.stack((draws[0], low, high), axis=-1)
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from ropescope.evaluation.sweep.changes import ALL_RANDOM, CONTROL, ESTIMATE, change
+from ropescope.base.statistics import ESTIMATE
+from ropescope.evaluation.sweep.changes import ALL_RANDOM, CONTROL, change
 from ropescope.evaluation.sweep.dataset import ALPHA, ARM, LOWEST_NORM, SELECTION, STREAM
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-CONFIDENCE = 0.95
+from ropescope.base.statistics import TAILS, resampled_sums
+
 POWER = 0.8
-_BLOCK = 2**22
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Difference:
         """
         from scipy.stats import norm
 
-        two_sided, power = norm.ppf((1 + CONFIDENCE) / 2), norm.ppf(POWER)
+        two_sided, power = norm.ppf(TAILS[1]), norm.ppf(POWER)
         return float((self.high - self.low) / 2 * (two_sided + power) / two_sided)
 
 
@@ -117,25 +117,12 @@ def bootstrap_difference(
     value = float(np.diff(statistic(sums[:, :2].sum(0) / weights.sum()))[0])
     if len(first) < 2:
         return Difference(value, math.nan, math.nan, math.nan)
-    drawn = _drawn_sums(sums, strata, resamples, np.random.default_rng(seed))
+    drawn = resampled_sums(sums, strata=strata, resamples=resamples, seed=seed)
     draws = np.diff(statistic(drawn[:, :2] / drawn[:, 2:]), axis=-1)[:, 0]
-    low, high = np.quantile(draws, ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2))
+    low, high = np.quantile(draws, TAILS)
     tail = float(min((draws <= 0).sum(), (draws >= 0).sum()))
     least = 2.0 ** (1 - int((first != second).sum()))
     return Difference(value, float(low), float(high), min(1.0, max(least, 2 * (1 + tail) / (1 + resamples))))
-
-
-def _drawn_sums(sums: np.ndarray, strata: np.ndarray, resamples: int, random: np.random.Generator) -> np.ndarray:
-    """Sums over the documents of every draw, (draw, column)."""
-    total = np.zeros((resamples, sums.shape[1]))
-    for stratum in np.unique(strata):
-        rows = sums[strata == stratum]
-        size = len(rows)
-        for start in range(0, resamples, block := max(1, _BLOCK // size)):
-            stop = min(start + block, resamples)
-            times = random.multinomial(size, np.full(size, 1 / size), size=stop - start)
-            total[start:stop] += times.astype(np.float64) @ rows
-    return total
 
 
 def _tango(gained: int, lost: int, total: int) -> tuple[float, float]:
@@ -143,7 +130,7 @@ def _tango(gained: int, lost: int, total: int) -> tuple[float, float]:
     from scipy.optimize import brentq
     from scipy.stats import norm
 
-    limit = float(norm.ppf((1 + CONFIDENCE) / 2))
+    limit = float(norm.ppf(TAILS[1]))
     middle = (gained - lost) / total
 
     def excess(difference: float, side: int) -> float:
