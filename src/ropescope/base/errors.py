@@ -33,6 +33,10 @@ class NonFiniteError(RopescopeError):
     """A query or key holds NaN or infinity."""
 
 
+class MissingExtraError(RopescopeError, ImportError):
+    """A package that only some of the work needs is not installed."""
+
+
 class TaskError(RopescopeError):
     """A downstream task cannot be found or run."""
 

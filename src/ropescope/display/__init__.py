@@ -1,1 +1,1 @@
-""""""
+"""Results in, figure or page out."""

@@ -1,1 +1,1 @@
-"""Judge a model as it stands: perplexity, and sweeps of selections over strengths."""
+"""What an intervention does to a model: perplexity, sweeps over strengths, downstream tasks."""

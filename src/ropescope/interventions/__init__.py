@@ -1,1 +1,1 @@
-""""""
+"""Which pairs, and what is done to them: masks, expressions, controls, weighting, derotation, baking."""

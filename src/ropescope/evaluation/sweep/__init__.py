@@ -1,1 +1,1 @@
-""""""
+"""Perplexity over strengths, for selections and their controls."""

@@ -1,0 +1,42 @@
+"""One way to open every kind of file that ropescope writes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ropescope.evaluation.sweep.dataset import SWEEP
+from ropescope.evaluation.tasks.dataset import TASKS
+from ropescope.interventions.masks import PairMask
+from ropescope.measurement.results import load as load_measurement
+from ropescope.measurement.results import schema_of
+
+_MASK = ".safetensors"
+
+
+def load(path: str | Path) -> Any:
+    """Read a file of ropescope fully into memory and close it, whichever kind it is.
+
+    Parameters
+    ----------
+    path
+        What `measure`, `sweep`, `tasks` or `select` wrote.
+
+    Returns
+    -------
+    xarray.DataTree, xarray.Dataset or PairMask
+        A measurement is a tree, a sweep or scores of tasks a dataset, a ``.safetensors`` file a mask.
+
+    Raises
+    ------
+    ResultError
+        If the file is missing, damaged, none of these, or of another schema version.
+
+    Examples
+    --------
+    >>> load("qwen3.nc")["query"].spectrum_fe  # doctest: +SKIP
+    """
+    if Path(path).suffix == _MASK:
+        return PairMask.load(path)
+    kinds = {SWEEP.name: SWEEP.load, TASKS.name: TASKS.load}
+    return kinds.get(schema_of(path) or "", load_measurement)(path)
