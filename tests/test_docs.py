@@ -18,7 +18,7 @@ import yaml
 from cyclopts import CycloptsError
 
 import ropescope as rs
-from ropescope.cli import app
+from ropescope.cli import app, main
 from tiny import tiny_llama
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -170,6 +170,34 @@ def test_the_notebook_is_kept_without_outputs():
     code = [cell for cell in cells if cell["cell_type"] == "code"]
     assert len(code) >= 5
     assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in code)
+
+
+def _steps() -> list[tuple[str, list[str]]]:
+    """The tutorial's commands, each with the lines it is said to print."""
+    steps: list[tuple[str, list[str]]] = []
+    for language, body in _FENCE.findall((DOCS / "tutorial.md").read_text(encoding="utf-8")):
+        if language == "text":
+            steps[-1][1].extend(body.splitlines())
+        elif body.startswith("ropescope "):
+            steps.append((body.replace("\\\n", " ").removeprefix("ropescope "), []))
+    return steps
+
+
+def _words(line: str) -> str:
+    """A line without its numbers, which differ from machine to machine in their last digits."""
+    return " ".join(re.sub(r"[+-]?\d[\d.,]*(?:e[+-]\d+|[kM%])?", "#", line).split())
+
+
+@pytest.mark.slow
+def test_the_tutorial_prints_what_it_says(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    steps = _steps()
+    assert [call.split()[0] for call, _ in steps] == ["inspect", "measure", "figures", "select", "sweep", "report"]
+    for call, said in steps:
+        main(shlex.split(call))
+        printed = [_words(line) for line in capsys.readouterr().out.splitlines()]
+        for line in said:
+            assert line == "..." or _words(line) in printed, f"ropescope {call} does not print: {line}"
 
 
 @pytest.mark.slow

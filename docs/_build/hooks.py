@@ -31,8 +31,8 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, *, page: Page, **_: Any) -> None:
-    """The home page has no table of contents, so that its commands have room."""
-    if page.is_homepage:
+    """Home and pages of a section or two have no table of contents, so that commands and tables have room."""
+    if page.is_homepage or markdown.count("\n## ") < 3:
         page.meta["hide"] = ["toc"]
 
 

@@ -7,6 +7,7 @@ import textwrap
 from typing import Any
 
 import griffe
+from ropescope import __all__ as PUBLIC
 
 _MATH_BLOCK = re.compile(r"^( *)\.\. math:: *((?:.+\n?)(?:\1 +.+\n?)*)", re.MULTILINE)
 _MATH = re.compile(r":math:`([^`]+)`")
@@ -27,7 +28,7 @@ def as_markdown(text: str) -> str:
     Examples
     --------
     >>> as_markdown("As :func:`ropescope.sweep`, :math:`K`.")
-    'As [`ropescope.sweep`][], $K$.'
+    'As [`sweep`][ropescope.sweep], $K$.'
     """
     text = _MATH_BLOCK.sub(_block, text)
     return _ROLE.sub(_reference, _MATH.sub(r"$\1$", text))
@@ -39,5 +40,6 @@ def _block(match: re.Match[str]) -> str:
 
 
 def _reference(match: re.Match[str]) -> str:
-    public = re.fullmatch(r"ropescope\.\w+", match[1])
-    return f"[`{match[1]}`][]" if public else f"`{match[1].rpartition('.')[2]}`"
+    name = match[1].rpartition(".")[2]
+    public = match[1] in (name, f"ropescope.{name}") and name in PUBLIC
+    return f"[`{name}`][ropescope.{name}]" if public else f"`{name}`"
