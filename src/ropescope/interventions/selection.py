@@ -22,12 +22,13 @@ from ropescope.base.errors import InputError, did_you_mean
 from ropescope.interventions.masks import PairMask, labelled
 from ropescope.measurement.results import PAIR_VARIABLES, ROTARY, mean_over_sequences, provenance, stream_data
 
-# Section 4, figure 3 and table 1 of the paper.
+# Section 4, figure 3 and table 1 of the paper; the last is ours: pairs that are exactly zero whatever the text.
 NAMED = {
     "bands": "spectrum_fe < 0.2",
     "spectrum-outliers": "spectrum_fe > 0.4",
     "periodic": "sequence_fe < 0.6",
     "table1": "spectrum_fe > 0.4 or sequence_fe < 0.6",
+    "silent": "mean_norm == 0",
 }
 NAMES = (*PAIR_VARIABLES, LAYER, "head", PAIR, "frequency", "rotated")
 _MAX_CHARACTERS = 1000
@@ -53,8 +54,8 @@ def select(result: xr.DataTree, expression: str) -> PairMask:
     expression
         Comparisons (chained too) of `spectrum_fe`, `sequence_fe`, `mean_norm`, `dc_share`, `dominant_period`,
         `peak_share`, `layer`, `head` (key head for keys), `pair`, `frequency` (rad/token), `rotated` and numbers,
-        joined by `and`, `or`, `not` and parentheses; or a selection of the paper by name: "bands",
-        "spectrum-outliers", "periodic", "table1".
+        joined by `and`, `or`, `not` and parentheses; or a selection by name: the paper's "bands",
+        "spectrum-outliers", "periodic", "table1", or "silent", the pairs that are exactly zero.
 
     Returns
     -------

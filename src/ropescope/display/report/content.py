@@ -59,6 +59,8 @@ ENCODING = {
     "byte_missing": BYTE_MISSING,
     "decades": DECADES,
 }
+# Stands for a wavelength that nothing in the model shows, in the page's JSON, which has no NaN.
+UNKNOWN = "?"
 THRESHOLDS = {"band": BAND, "outlier": OUTLIER, "periodic": PERIODIC}
 
 
@@ -92,7 +94,7 @@ def result_content(result: xr.DataTree, name: str, number: int) -> tuple[dict[st
     Returns
     -------
     dict
-        Plain numbers and strings that JSON can hold; infinite wavelengths are null.
+        Plain numbers and strings that JSON can hold; infinite wavelengths are null, those not known `UNKNOWN`.
     list of Packed
         For each stream `entropies`, `details`, `spectra` and, where norms were kept, `norms`.
     """
@@ -102,7 +104,7 @@ def result_content(result: xr.DataTree, name: str, number: int) -> tuple[dict[st
         "layers": turns[LAYER].values.tolist(),
         "pairs": turns.sizes[PAIR],
         "rotated": result.children[ROTARY].to_dataset()["rotated"].any(PAIR).values.tolist(),
-        "wavelengths": [[_number(value) for value in row] for row in turns.transpose(LAYER, PAIR).values.tolist()],
+        "wavelengths": [[_tokens(value) for value in row] for row in turns.transpose(LAYER, PAIR).values.tolist()],
         "length": provenance(result).get("parameters", {}).get("length"),
         "references": {SPECTRUM: constant_entropy(result), SEQUENCE_FE: noise_entropy(result)},
         "streams": {stream: _stream_facts(result, stream) for stream in STREAMS},
@@ -123,10 +125,15 @@ def page_content(results: Sequence[dict[str, Any]], sweeps: Sequence[list[dict[s
         "encoding": ENCODING,
         "palettes": {"viridis": list(Viridis256), "cividis": list(Cividis256), "magma": list(Magma256)},
         "thresholds": THRESHOLDS,
+        "unknown": UNKNOWN,
         "scales": {name: list(scale) for name, scale in SCALES.items()},
         "results": list(results),
         "sweeps": list(sweeps),
     }
+
+
+def _tokens(value: float) -> float | str | None:
+    return UNKNOWN if np.isnan(value) else _number(value)
 
 
 def _number(value: float) -> float | None:
