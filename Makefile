@@ -5,7 +5,7 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo -n)
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: setup browser demo test test-fast lint format bench clean
+.PHONY: setup browser demo test test-fast lint format docs bench clean
 
 setup: .venv/ready
 
@@ -40,10 +40,20 @@ format: setup
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
+# The site, under site/; the reference of the command is written anew from its help.
+docs: .venv/docs
+	$(BIN)/python docs/_build/command.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+	@echo "site/index.html; to search it: $(BIN)/mkdocs serve"
+
+.venv/docs: .venv/ready
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	touch $@
+
 bench: setup
 	$(BIN)/python benchmarks/measure.py
 	$(BIN)/python benchmarks/sweep.py
 	$(BIN)/python benchmarks/scale.py
 
 clean:
-	rm -rf .venv ropescope-demo
+	rm -rf .venv ropescope-demo site

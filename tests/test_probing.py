@@ -127,9 +127,14 @@ def test_card_names_layers_at_equal_distances_by_their_step() -> None:
     assert second.startswith("layers 3, 7, ..., 15 (every 4): ")
 
 
+def audible(heads: int, kv_heads: int, pairs: int) -> dict[str, Tensor]:
+    """No pair is silent."""
+    return {"query": torch.zeros(heads, pairs, dtype=torch.bool), "key": torch.zeros(kv_heads, pairs, dtype=torch.bool)}
+
+
 def test_card_counts_pairs_of_zero_frequency() -> None:
     frequency = torch.tensor([1.0, 0.5, 0.0, 0.0], dtype=torch.float64)
-    layer = LayerRotation(0, 2, 1, 8, Pairing("half-split", 0, 8), frequency, matched=True)
+    layer = LayerRotation(0, 2, 1, 8, Pairing("half-split", 0, 8), frequency, matched=True, silent=audible(2, 1, 4))
     assert str(RotaryCard((layer,), 4096)) == (
         "layer 0: 2 query / 1 key heads of 8, half-split[0:8], 4 pairs, "
         f"wavelength 6.28 to {4 * math.pi:.3g} tokens, 2 zero-frequency pairs"
@@ -265,11 +270,20 @@ def test_one_bad_layer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         probe(with_positions(LLAMA.shared(), monkeypatch, second_layer_learns))
 
 
-def test_turning_backwards_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+@every_dtype
+@pytest.mark.parametrize("known", [True, False], ids=["own frequencies", "as measured"])
+def test_turning_backwards_gives_negative_frequencies(
+    dtype: torch.dtype, known: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     original = modeling_llama.apply_rotary_pos_emb
     monkeypatch.setattr(modeling_llama, "apply_rotary_pos_emb", lambda q, k, cos, sin: original(q, k, cos, -sin))
-    with pytest.raises(ProbeError, match=r"^layer 0: pairs of half-split\[0:16\] turn by negative angles"):
-        probe(LLAMA.shared())
+    if not known:
+        monkeypatch.setattr(probing, "rotary_frequencies", lambda _decoder: iter(()))
+    card = probe(LLAMA.shared(dtype))
+    for rotation, layer in zip(card.layers, LLAMA.expected(), strict=True):
+        np.testing.assert_allclose(rotation.frequency.numpy(), -layer.frequency, rtol=1e-6 if known else 2e-2)
+        assert rotation.rotated.all() and rotation.matched == known
+    assert "wavelength 6.28 to " in str(card) and "turning backwards" in str(card)
 
 
 def test_positions_that_do_not_grow_evenly_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -238,6 +238,7 @@ def test_the_card_names_model_rotation_and_origin(result):
     model = dict(shown.model)
     assert model["layers without rotation (NoPE)"] == "3" and model["pairing"] == "half-split[0:32]"
     assert model["heads"] == "3 query, 1 key" and model["wavelengths"] == "6.3 to 35k tokens"
+    assert model["silent pairs (always zero)"] == "1 query, 1 key"
     assert dict(shown.origin)["created"] == "2026-01-01T00:00:00+00:00" and "revision" not in model
 
 

@@ -110,9 +110,12 @@ def test_every_name_of_the_language_was_tried() -> None:
         ("spectrum-outliers", lambda v: v["spectrum_fe"] > 0.4),
         ("periodic", lambda v: v["sequence_fe"] < 0.6),
         ("table1", lambda v: (v["spectrum_fe"] > 0.4) | (v["sequence_fe"] < 0.6)),
+        ("silent", lambda v: v["mean_norm"] == 0),
     ],
 )
-def test_selections_of_the_paper_have_names(name: str, expected: Callable[[dict[str, np.ndarray]], np.ndarray]) -> None:
+def test_selections_of_the_paper_and_silent_pairs_have_names(
+    name: str, expected: Callable[[dict[str, np.ndarray]], np.ndarray]
+) -> None:
     mask = select(result(), name)
     same(mask, expected, result())
     assert all(chosen.any() for chosen in mask.streams().values())
@@ -314,10 +317,11 @@ def refused(expression: str) -> str:
 
 
 READS_LIKE = (
-    "a selection reads like 'spectrum_fe < 0.2 and layer >= 4', or is one of bands, spectrum-outliers, periodic, table1"
+    "a selection reads like 'spectrum_fe < 0.2 and layer >= 4', or is one of bands, spectrum-outliers, periodic, "
+    "table1, silent"
 )
 ALLOWED = ", ".join(NAMES)
-PARTS = "use names, numbers, comparisons, and, or, not, or one of bands, spectrum-outliers, periodic, table1"
+PARTS = "use names, numbers, comparisons, and, or, not, or one of bands, spectrum-outliers, periodic, table1, silent"
 
 
 @pytest.mark.parametrize(
@@ -342,7 +346,7 @@ PARTS = "use names, numbers, comparisons, and, or, not, or one of bands, spectru
         (
             "band",
             "unknown name 'band' in 'band'; did you mean 'bands' or 'head'? "
-            f"(allowed: {ALLOWED}, bands, spectrum-outliers, periodic, table1)",
+            f"(allowed: {ALLOWED}, bands, spectrum-outliers, periodic, table1, silent)",
         ),
         (
             "rotated and bands",

@@ -44,20 +44,21 @@ class TestCounts:
             periodic=2,
             undefined_spectrum=1,
             undefined_sequence=1,
+            silent=1,
         )
         assert counts(synthetic_result(), "key").pairs == 4 * 16 - MISSING_PAIRS
 
     def test_thresholds_are_strict_and_nan_is_never_selected(self) -> None:
         result = one_head([0.0, 0.25, 0.5, math.nan], [1, 1, 1, 0], [0.5, math.nan, 0.75, math.nan])
-        assert counts(result) == Counts(4, 1, 1, 1, 1, 2)
+        assert counts(result) == Counts(4, 1, 1, 1, 1, 2, 1)
 
     def test_thresholds_apply_to_the_mean_over_sequences(self) -> None:
         result = one_head([[0.1, 0.1, math.nan], [0.2, 0.4, 0.1]], 1)
-        assert counts(result) == Counts(3, 2, 0, 0, 0, 0)
+        assert counts(result) == Counts(3, 2, 0, 0, 0, 0, 0)
 
     def test_padding_is_not_undefined(self) -> None:
         result = one_head([0.3, math.nan, math.nan], [1, 0, math.nan])
-        assert counts(result) == Counts(2, 0, 0, 0, 1, 0)
+        assert counts(result) == Counts(2, 0, 0, 0, 1, 0, 1)
 
     def test_unknown_stream(self) -> None:
         with pytest.raises(InputError, match=r"got stream 'kye': did you mean 'key'\?"):
@@ -110,20 +111,21 @@ class TestText:
         assert lines[3].split() == ["periodic", "SequenceFE", "<", "0.6", "2", "1.2%"]
         assert lines[4].split() == ["undefined", "SpectrumFE", "1", "0.6%"]
         assert lines[5].split() == ["undefined", "SequenceFE", "1", "0.6%"]
-        assert len({len(line) for line in lines[1:6]}) == 1
+        assert lines[6].split() == ["silent", "norm", "always", "0", "1", "0.6%"]
+        assert len({len(line) for line in lines[1:7]}) == 1
 
     def test_strongest_bands(self) -> None:
         lines = summary_text(synthetic_result(), strongest=2).splitlines()
-        assert lines[6].strip() == "strongest bands"
-        assert lines[7].split("  ")[-1] == "norm / head mean"
-        cells = lines[8].split()
+        assert lines[7].strip() == "strongest bands"
+        assert lines[8].split("  ")[-1] == "norm / head mean"
+        cells = lines[9].split()
         assert cells[:4] == [str(BAND_HEAD[0]), str(BAND_HEAD[1]), "4-6", "63-199"]
         assert 0.08 < float(cells[4]) < 0.12
         assert float(cells[5]) > 2
-        assert lines[9].split()[3] == "inf"
-        assert len({len(line) for line in lines[7:10]}) == 1
-        assert lines[10] == ""
-        assert lines[11].startswith("key: 60 pairs in 4 layers x 1 heads")
+        assert lines[10].split()[3] == "inf"
+        assert len({len(line) for line in lines[8:11]}) == 1
+        assert lines[11] == ""
+        assert lines[12].startswith("key: 60 pairs in 4 layers x 1 heads")
 
     def test_plain_ascii_without_a_last_newline(self) -> None:
         text = summary_text(synthetic_result())

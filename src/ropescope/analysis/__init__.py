@@ -1,1 +1,1 @@
-"""One result or several, looked at: where bands live, whether they agree, which heads to look at; numbers, then words."""
+"""One result or several, looked at: where bands live, whether they agree, which heads to see; numbers, then words."""

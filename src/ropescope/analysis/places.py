@@ -33,10 +33,11 @@ def localise(result: xr.DataTree) -> xr.DataTree:
     xarray.DataTree
         Groups `query` and `key`: `share` as in :func:`ropescope.analysis.shares.variance_shares`; `pairs` (layer,
         octave) and `members` (selection, layer, octave), counts over octaves of wavelength, named by their lower end
-        in tokens, infinite where nothing turns; `median_wavelength` (selection, layer) in tokens; `slow_share`
-        (selection, estimate), the members in the slower half of their layer's turning pairs, 95 % over layers;
-        `rotated` (layer). In models with RoPE and NoPE layers also `mean_count` (selection, rotation), members in a
-        layer, and `p` (selection), two-sided against shuffled layer labels.
+        in tokens, infinite where nothing turns (pairs of unknown wavelength are in none); `median_wavelength`
+        (selection, layer) in tokens; `slow_share` (selection, estimate), the members in the slower half of their
+        layer's turning pairs, 95 % over layers; `rotated` (layer). In models with RoPE and NoPE layers also
+        `mean_count` (selection, rotation), members in a layer, and `p` (selection), two-sided against shuffled layer
+        labels.
 
     References
     ----------
@@ -53,7 +54,7 @@ def localise(result: xr.DataTree) -> xr.DataTree:
 def _stream(result: xr.DataTree, stream: str, masks: Mapping[str, PairMask]) -> xr.Dataset:
     members = xr.concat([mask.streams()[stream] for mask in masks.values()], xr.Variable(SELECTION, list(masks)))
     present, turns, lower = masks["bands"].present(stream), wavelength(result), octaves(result)
-    edges = np.unique(lower.values)
+    edges = np.unique(lower.values[lower.notnull().values])
     flags = lower == xr.DataArray(edges, coords={OCTAVE: edges}, dims=OCTAVE)
     rotated, within = result.children[ROTARY].to_dataset()["rotated"].any(PAIR), [HEAD_AXIS[stream], PAIR]
     values = {

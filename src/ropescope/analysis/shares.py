@@ -64,7 +64,10 @@ def variance_shares(result: xr.DataTree, stream: str) -> xr.DataArray:
 
 
 def octaves(result: xr.DataTree) -> xr.DataArray:
-    """Lower end in tokens of the octave of each pair's wavelength, a power of two: dims (layer, pair)."""
+    """Lower end in tokens of the octave of each pair's wavelength, a power of two: dims (layer, pair).
+
+    NaN where the wavelength is not known.
+    """
     turns = wavelength(result)
     lower: xr.DataArray = 2.0 ** xr.DataArray(np.floor(np.log2(turns)))
     return lower

@@ -1,1 +1,1 @@
-"""What every room knows: axes, errors, files, tables, selections, statistics, and the pure maths of entropies and pairs."""
+"""What every room knows: axes, errors, files, tables, selections, statistics, and the maths of entropies and pairs."""

@@ -6,8 +6,8 @@ import operator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Comparison = Literal["<", ">"]
-_HOLDS = {"<": operator.lt, ">": operator.gt}
+Comparison = Literal["<", ">", "=="]
+_HOLDS = {"<": operator.lt, ">": operator.gt, "==": operator.eq}
 VARIABLE_LABELS = {"spectrum_fe": "SpectrumFE", "sequence_fe": "SequenceFE"}
 # Usual range of each, the same in every figure and page, so that two models compare by eye.
 SCALES = {"spectrum_fe": (0.0, 0.6), "sequence_fe": (0.4, 1.0)}
@@ -69,8 +69,11 @@ OUTLIERS = Selection(
 )
 PERIODIC = Selection("periodic", "sequence_fe", "<", 0.6, "periodic", "periodic", "periodic pairs", "rhythmic norms")
 PAPER = {selection.name: selection for selection in (BANDS, OUTLIERS, PERIODIC)}
+# Ours: exactly zero whatever the text, which says nothing about the rotation.
+SILENT = Selection("silent", "mean_norm", "==", 0.0, "silent", "silent", "silent pairs", "norm always 0")
 # Table 1 of the paper turns down what section 4 found redundant.
 NAMED = {
     **{name: selection.expression for name, selection in PAPER.items()},
     "table1": f"{OUTLIERS.expression} or {PERIODIC.expression}",
+    SILENT.name: SILENT.expression,
 }

@@ -121,7 +121,7 @@ def bake(
     output
         Folder for the checkpoint; must not exist, or be empty.
     select
-        Expression, or one of the paper's selections by name.
+        Expression, or a selection by name, as in `ropescope select`.
     """
     import ropescope as rs
     from ropescope.model.loading import quiet

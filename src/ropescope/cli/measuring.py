@@ -35,7 +35,8 @@ def inspect(model: ModelName, *, options: ModelOptions = ModelOptions()) -> None
     """Print the rotary card of a model: who rotates, how, how fast.
 
     One line for every group of layers that rotate alike: query and key heads, head dimensions, pairing, number of
-    pairs, shortest and longest wavelength in tokens, pairs of zero frequency, layers without rotation (NoPE).
+    pairs, shortest and longest wavelength in tokens, pairs of zero frequency, layers without rotation (NoPE). Then the
+    pairs that are silent: exactly zero, whatever the input.
 
     Example: `ropescope inspect builtin`
     """
@@ -151,7 +152,7 @@ def figures(
 @app.command
 def select(
     result: ResultPath,
-    selection: Annotated[str, Parameter(help="Expression, or one of the paper's selections by name.")],
+    selection: Annotated[str, Parameter(help="Expression, or a selection by name.")],
     *,
     output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
     overwrite: Annotated[bool, Parameter(negative="")] = False,
@@ -160,7 +161,7 @@ def select(
 
     Expressions compare spectrum_fe, sequence_fe, mean_norm, dc_share, dominant_period, peak_share, layer, head, pair,
     frequency and rotated with numbers, joined by and, or, not and parentheses. By name: bands, spectrum-outliers,
-    periodic, table1.
+    periodic, table1 of the paper, and silent, the pairs that are exactly zero.
 
     Example: `ropescope select qwen3.nc "spectrum_fe < 0.2 and layer >= 4" --output bands.safetensors`
 

@@ -155,7 +155,8 @@ def _check_rotation_only(projected: Tensor, heads: Tensor, rotation: LayerRotati
     """Pair norms before and after must agree up to one constant (YaRN's attention scaling)."""
     before = pair_norms(projected.unflatten(-1, (-1, rotation.head_dim)).transpose(1, 2), rotation.pairing)
     after = pair_norms(heads, rotation.pairing)
-    constant = (before * after).sum() / before.square().sum()
+    # Where all is silent, nothing may come after.
+    constant = (before * after).sum() / before.square().sum().clamp_min(torch.finfo(before.dtype).tiny)
     if (after - constant * before).abs().max() > 16 * torch.finfo(heads.dtype).eps * after.max():
         raise ModelError(
             f"layer {rotation.layer} does more than rotate between {PROJECTIONS[stream]} and attention (QK-norm), so a "

@@ -47,8 +47,8 @@ def select(result: xr.DataTree, expression: str) -> PairMask:
     expression
         Comparisons (chained too) of `spectrum_fe`, `sequence_fe`, `mean_norm`, `dc_share`, `dominant_period`,
         `peak_share`, `layer`, `head` (key head for keys), `pair`, `frequency` (rad/token), `rotated` and numbers,
-        joined by `and`, `or`, `not` and parentheses; or a selection of the paper by name: "bands",
-        "spectrum-outliers", "periodic", "table1".
+        joined by `and`, `or`, `not` and parentheses; or a selection by name: the paper's "bands",
+        "spectrum-outliers", "periodic", "table1", or "silent", the pairs that are exactly zero.
 
     Returns
     -------

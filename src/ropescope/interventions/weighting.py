@@ -219,7 +219,8 @@ def _derotated_pairs(card: RotaryCard, mask: PairMask) -> dict[int, Tensor]:
         pairs = rotation.pairing.pairs
         query, key = (torch.from_numpy(mask.streams()[stream].values[row, :, :pairs]) for stream in (QUERY, KEY))
         grouped = query[: rotation.heads].unflatten(0, (rotation.kv_heads, -1)).any(1)
-        chosen = (grouped | key[: rotation.kv_heads]) & rotation.rotated
+        # A pair of unknown frequency is silent: there is nothing to turn back.
+        chosen = (grouped | key[: rotation.kv_heads]) & rotation.rotated & rotation.frequency.isfinite()
         if chosen.any():
             found[rotation.layer] = chosen[:, None]
     return found
@@ -227,8 +228,9 @@ def _derotated_pairs(card: RotaryCard, mask: PairMask) -> dict[int, Tensor]:
 
 def _frequency_in_force(model: PreTrainedModel, rotation: LayerRotation) -> Callable[[], Tensor]:
     """What gives a layer's frequencies as they are while the model runs: the model's own buffer, where it has one."""
+    sign = -1 if (rotation.frequency < 0).any() else 1
     buffers = [
-        (module, name, torch.equal(buffer.cpu().double(), rotation.frequency))
+        (module, name, torch.equal(sign * buffer.cpu().double(), rotation.frequency))
         for module, name, buffer in rotary_frequencies(model.get_decoder())
         if "orig" not in name and len(buffer) == rotation.pairing.pairs
     ]
@@ -237,7 +239,7 @@ def _frequency_in_force(model: PreTrainedModel, rotation: LayerRotation) -> Call
     if not rotation.matched or not own:
         return lambda: rotation.frequency
     module, name, _ = own[0]
-    return lambda: module.get_buffer(name).double()
+    return lambda: sign * module.get_buffer(name).double()
 
 
 def _refuse_static_cache(_module: nn.Module, _args: tuple[Any, ...], arguments: dict[str, Any]) -> None:

@@ -91,8 +91,10 @@ class Collection:
     def result(self, provenance: Mapping[str, object]) -> xr.DataTree:
         """The result of all windows, labelled."""
         frequency = np.full((len(self.card.layers), self.values[QUERY].shape[-1]), np.nan)
+        rotated = np.zeros(frequency.shape, dtype=bool)
         for row, rotation in enumerate(self.card.layers):
             frequency[row, : rotation.pairing.pairs] = rotation.frequency.numpy()
+            rotated[row, : rotation.pairing.pairs] = rotation.rotated.numpy()
         query, key = (dict(zip(VARIABLES, self.values[stream].swapaxes(0, 1), strict=True)) for stream in STREAMS)
         return build_result(
             query,
@@ -101,7 +103,7 @@ class Collection:
             frame_length=self.frame_length,
             layers=[rotation.layer for rotation in self.card.layers],
             frequency=frequency,
-            rotated=frequency > 0,
+            rotated=rotated,
             pairing=[str(rotation.pairing) for rotation in self.card.layers],
             provenance=provenance,
             norms={stream: self._kept_norms(stream) for stream in STREAMS if self.kept[stream]},

@@ -93,7 +93,7 @@ def build_result(
     layers : sequence of int
         Model index of each layer.
     frequency : array (layer, pair), rad/token
-        NaN where the pair is not rotated.
+        Negative where the pair turns backwards; NaN where the pair is not rotated, or how fast is not known.
     rotated : boolean array (layer, pair)
     pairing : sequence of str (layer)
     provenance : mapping that JSON can hold
@@ -188,11 +188,14 @@ def kept_heads(data: xr.Dataset, stream: str) -> list[tuple[int, int]]:
 
 
 def wavelength(result: xr.DataTree) -> xr.DataArray:
-    """Tokens in one turn of each pair, 2π / frequency: dims (layer, pair), infinite where nothing turns."""
+    """Tokens in one turn of each pair, 2π / frequency: dims (layer, pair).
+
+    Infinite where nothing turns, NaN where the pair is silent wherever it could be seen to turn.
+    """
     rotary = result.children[ROTARY].to_dataset()
     speed = abs(rotary["frequency"])
-    turning = rotary["rotated"] & (speed > 0)
-    turn = (2 * math.pi / speed.where(turning)).fillna(np.inf).rename("wavelength")
+    turning = rotary["rotated"] & (speed != 0)
+    turn = (2 * math.pi / speed.where(turning)).where(turning, np.inf).rename("wavelength")
     return turn.assign_attrs(_attributes("wavelength", "token"))
 
 

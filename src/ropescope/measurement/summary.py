@@ -11,7 +11,7 @@ import xarray as xr
 
 from ropescope.base.axes import HEAD_AXIS, LAYER, PAIR, SEQUENCE, STREAMS
 from ropescope.base.errors import InputError
-from ropescope.base.selections import BANDS, OUTLIERS, PERIODIC
+from ropescope.base.selections import BANDS, OUTLIERS, PERIODIC, SILENT
 from ropescope.measurement.results import mean_over_sequences, stream_data, wavelength
 
 
@@ -27,6 +27,8 @@ class Counts:
         Pairs with SpectrumFE < 0.2, SpectrumFE > 0.4 and SequenceFE < 0.6, mean over sequences.
     undefined_spectrum, undefined_sequence : int
         Pairs without a SpectrumFE (silent) and without a SequenceFE (silent or flat) in every sequence.
+    silent : int
+        Pairs that are exactly zero at every position. That says nothing about their rotation.
     """
 
     pairs: int
@@ -35,6 +37,7 @@ class Counts:
     periodic: int
     undefined_spectrum: int
     undefined_sequence: int
+    silent: int
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,7 @@ def counts(result: xr.DataTree, stream: str = "query") -> Counts:
         periodic=int((present & PERIODIC.holds(sequence)).sum()),
         undefined_spectrum=int((present & spectrum.isnull()).sum()),
         undefined_sequence=int((present & sequence.isnull()).sum()),
+        silent=int(SILENT.holds(mean["mean_norm"]).sum()),
     )
 
 
@@ -164,15 +168,15 @@ def summary_text(result: xr.DataTree, strongest: int = 5) -> str:
 
 
 def format_tokens(tokens: float) -> str:
-    """Write a wavelength in at most two or three digits: 6.3, 63, 628, 3.5k, 63k, 1.2M, inf.
+    """Write a wavelength in at most two or three digits: 6.3, 63, 628, 3.5k, 63k, 1.2M, inf, ? if not known.
 
     Parameters
     ----------
     tokens : float
-        Positive, may be infinite.
+        Positive, may be infinite or NaN.
     """
-    if math.isinf(tokens):
-        return "inf"
+    if not math.isfinite(tokens):
+        return "?" if math.isnan(tokens) else "inf"
     steps = ((1e6, "M"), (1e3, "k"), (0.0, ""))
     scale, suffix = next(step for step in steps if float(f"{tokens:.3g}") >= step[0])
     scaled = tokens / max(scale, 1.0)
@@ -208,6 +212,7 @@ def _counts_lines(result: xr.DataTree, stream: str) -> list[str]:
         (PERIODIC.label, PERIODIC.rule, total.periodic),
         ("undefined", "SpectrumFE", total.undefined_spectrum),
         ("undefined", "SequenceFE", total.undefined_sequence),
+        (SILENT.label, SILENT.words, total.silent),
     ]
     title = (
         f"{stream}: {total.pairs} pairs in {sizes[LAYER]} layers x {sizes[HEAD_AXIS[stream]]} heads, "

@@ -10,19 +10,20 @@ those that turn too slowly to be read well in half precision.
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ropescope.base.axes import STREAMS
 from ropescope.base.errors import InputError, ProbeError
-from ropescope.base.rotary import Pairing, split_pairs
+from ropescope.base.rotary import Pairing
 from ropescope.model.access import input_device, rotary_frequencies, undisturbed, vocabulary_size
 from ropescope.model.attention import AttentionCall, intercepted
+from ropescope.model.layouts import Reading, Trajectory, read_layouts
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -35,8 +36,8 @@ _ROWS = 4
 _FLOAT32_NOISE = 2.5e-6
 # Beyond this, float32 positions times frequencies are themselves rounded too coarsely.
 _FARTHEST = 2**20
-# Radians; half precision and far positions stay well below it.
-_LINEAR = 0.25
+# More kinds of places in one layer than this are not told apart in the card's text.
+_MOST_PLACES = 4
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,9 +54,13 @@ class LayerRotation:
     pairing
         Which dimensions pair up. A layer that does not rotate (NoPE) takes that of the rotated layers.
     frequency
-        Angular frequency of every pair, rad/token, float64; 0 where it does not turn.
+        Angular frequency of every pair, rad/token, float64: 0 where it does not turn, negative where it turns
+        backwards, NaN where it is not known, since the pair is silent wherever it could be seen to turn.
     matched
         Whether the frequencies were found in the model's own `inv_freq` (else they are as measured).
+    silent
+        By stream, "query" and "key", which pairs of which heads are exactly zero whatever the input, boolean
+        (head, pair). That says nothing about their rotation.
     """
 
     layer: int
@@ -65,17 +70,20 @@ class LayerRotation:
     pairing: Pairing
     frequency: PairValues
     matched: bool
+    silent: Mapping[str, Tensor]
 
     @property
     def rotated(self) -> PairFlags:
-        """Which pairs turn at all, shape (pair,)."""
-        return self.frequency > 0
+        """Which pairs turn, or may turn where their frequency is not known, shape (pair,)."""
+        return self.frequency != 0
 
     def same_rotation(self, other: LayerRotation) -> bool:
-        """Whether two layers differ in nothing but their index."""
+        """Whether two layers differ in nothing but their index and which pairs are silent."""
         shape = (self.heads, self.kv_heads, self.head_dim, self.pairing, self.matched)
         other_shape = (other.heads, other.kv_heads, other.head_dim, other.pairing, other.matched)
-        return shape == other_shape and torch.allclose(self.frequency, other.frequency, rtol=1e-3, atol=0.0)
+        return shape == other_shape and torch.allclose(
+            self.frequency, other.frequency, rtol=1e-3, atol=0.0, equal_nan=True
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -106,7 +114,7 @@ class RotaryCard:
         return found
 
     def __str__(self) -> str:
-        return "\n".join(_describe_group(group) for group in self.groups())
+        return "\n".join([*(_describe_group(group) for group in self.groups()), *_describe_silent(self.layers)])
 
 
 def probe(model: PreTrainedModel, positions: int | None = None) -> RotaryCard:
@@ -137,7 +145,7 @@ def probe(model: PreTrainedModel, positions: int | None = None) -> RotaryCard:
     --------
     >>> card = probe(model)  # doctest: +SKIP
     >>> print(card)  # doctest: +SKIP
-    layers 0-29: 9 query / 3 key heads of 64, half-split[0:64], 32 pairs, wavelength 6.28 to 4.39e+05 tokens
+    layers 0-29: 9 query / 3 key heads of 64, half-split[0:64], 32 pairs, wavelength 6.28 to 4.38e+05 tokens
     """
     text_config = model.config.get_text_config()
     limit = getattr(text_config, "max_position_embeddings", None) or 4096
@@ -155,44 +163,13 @@ def probe(model: PreTrainedModel, positions: int | None = None) -> RotaryCard:
             f"{type(model).__name__} ran without calling attention through transformers' interface, so its queries "
             "and keys cannot be seen"
         )
-    readings = [_read(trajectory, places, known) for trajectory in trajectories]
-    seen = Counter((t.head_dim, r.pairing) for t, r in zip(trajectories, readings, strict=True) if r is not None)
-    layers = [
-        _layer_rotation(trajectory, reading or _unrotated(trajectory.head_dim, seen))
-        for trajectory, reading in zip(trajectories, readings, strict=True)
-    ]
+    heard = trajectories
+    if any(trajectory.has_silence() for trajectory in trajectories):
+        voiced, _ = _observe(model, places, voiced=True)
+        heard = [plain.joined(other) for plain, other in zip(trajectories, voiced, strict=True)]
+    readings = read_layouts(heard, places, known)
+    layers = [_layer_rotation(*pair) for pair in zip(trajectories, readings, strict=True)]
     return RotaryCard(tuple(layers), int(places[-1]) + 1)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Trajectory:
-    """Queries and keys of one layer, each (row, head, place, head_dim) in float64, and the rounding they came with."""
-
-    layer: int
-    query: Tensor
-    key: Tensor
-    epsilon: float
-
-    @property
-    def head_dim(self) -> int:
-        return self.query.shape[-1]
-
-    def samples(self) -> Tensor:
-        """All heads of both streams, (sample, place, head_dim), scaled to the norm at the first place.
-
-        A model may scale whole queries by their position (Llama-4's temperature); a rotation keeps their norm.
-        """
-        heads = torch.cat((self.query, self.key), dim=1).flatten(0, 1)
-        norm = heads.norm(dim=-1, keepdim=True)
-        scaled: Tensor = heads * (norm[:, :1] / norm.clamp_min(torch.finfo(torch.float64).tiny))
-        return scaled
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Reading:
-    pairing: Pairing
-    frequency: Tensor
-    matched: bool
 
 
 def _places(positions: int) -> Tensor:
@@ -205,19 +182,20 @@ def _places(positions: int) -> Tensor:
     return torch.tensor(sorted(places))
 
 
-def _observe(model: PreTrainedModel, places: Tensor) -> tuple[list[_Trajectory], list[Tensor]]:
+def _observe(model: PreTrainedModel, places: Tensor, voiced: bool = False) -> tuple[list[Trajectory], list[Tensor]]:
     """Trajectories of all layers at `places`, and the model's own frequency vectors as they were in use."""
-    seen: dict[int, _Trajectory] = {}
+    seen: dict[int, Trajectory] = {}
 
     def keep(call: AttentionCall) -> None:
         call.check_finite()
         epsilon = max(torch.finfo(call.key.dtype).eps, _FLOAT32_NOISE)
         query, key = (call.all_heads(x.detach(), 1).cpu().double() for x in (call.query, call.key))
-        seen[call.layer] = _Trajectory(call.layer, query, key, epsilon)
+        seen[call.layer] = Trajectory(call.layer, query, key, epsilon)
 
     decoder = model.get_decoder()
     tokens = (torch.arange(_ROWS)[:, None] * 7 % vocabulary_size(model)).expand(-1, len(places))
-    with undisturbed(model), intercepted(model, keep), _constant_inputs(decoder):
+    voices = _voices(decoder) if voiced else nullcontext()
+    with undisturbed(model), intercepted(model, keep), _constant_inputs(decoder), voices:
         decoder(
             input_ids=tokens.to(input_device(model)),
             position_ids=places.expand(_ROWS, -1).to(input_device(model)),
@@ -250,104 +228,42 @@ def _constant_inputs(decoder: nn.Module) -> Iterator[None]:
             hook.remove()
 
 
+@contextmanager
+def _voices(decoder: nn.Module) -> Iterator[None]:
+    """Whatever a part of a layer mutes is let through, so that silent pairs show what positions do to them.
+
+    A norm with a weight of zero gives its input there, a projection with rows of zeros gives ones.
+    """
+    layers = [module for module in decoder.modules() if getattr(module, "layer_idx", None) is not None]
+    parts = {id(part): part for layer in layers for part in layer.modules() if not any(True for _ in part.children())}
+    hooks = [part.register_forward_hook(_let_through) for part in parts.values()]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _let_through(_module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+    if not isinstance(output, torch.Tensor) or not output.is_floating_point() or output.ndim < 2:
+        return output
+    came = args[0] if args and isinstance(args[0], torch.Tensor) and args[0].shape == output.shape else output
+    instead = came.where(~_muted(came), 1.0).to(output.dtype)
+    return output.where(~_muted(output), instead)
+
+
+def _muted(values: Tensor) -> Tensor:
+    """Dimensions that are zero in every row and at every place."""
+    return (values == 0).flatten(0, -2).all(0)
+
+
 def _first_everywhere(hidden: Any) -> Any:
     if isinstance(hidden, torch.Tensor) and hidden.ndim == 3:
         return hidden[:, :1].expand_as(hidden).contiguous()
     return hidden
 
 
-def _read(trajectory: _Trajectory, places: Tensor, known: list[Tensor]) -> _Reading | None:
-    """Pairing and frequencies of one layer, or None if nothing moves."""
-    samples = trajectory.samples()
-    tolerance = 4 * trajectory.epsilon
-    moving = _moving(samples) > tolerance
-    if not moving.any():
-        return None
-    fits = [(_norm_drift(samples, pairing), pairing) for pairing in _candidates(moving)]
-    drift, pairing = min(fits, key=lambda fit: fit[0])
-    if drift > 2 * tolerance:
-        raise ProbeError(
-            f"layer {trajectory.layer}: dimensions {_extent(moving)} of {len(moving)} move with the position, but no "
-            f"pairing turns them (best is {pairing}, whose norms drift by {drift:.2g}, allowed {2 * tolerance:.2g}); "
-            "this model's positions are not rotary"
-        )
-    frequency, residual = _frequencies(samples, pairing, places)
-    if residual > _LINEAR:
-        raise ProbeError(
-            f"layer {trajectory.layer}: the angles of {pairing} are not proportional to the position (off by "
-            f"{residual:.2g} rad, allowed {_LINEAR}); such positions have no frequency"
-        )
-    if (frequency * places[-1] < -tolerance).any():
-        raise ProbeError(f"layer {trajectory.layer}: pairs of {pairing} turn by negative angles; this is not supported")
-    return _matched(pairing, frequency, tolerance / float(places[-1]), known, len(moving))
-
-
-def _moving(samples: Tensor) -> Tensor:
-    """How far each dimension strays from its first value, relative to its largest root mean square, (head_dim,)."""
-    size = samples.square().mean(0).sqrt().amax(0)
-    stray = (samples - samples[:, :1]).square().mean(0).sqrt().amax(0)
-    return stray / size.clamp_min(torch.finfo(torch.float64).tiny)
-
-
-def _candidates(moving: Tensor) -> Iterator[Pairing]:
-    """Every layout that covers the dimensions that move.
-
-    The fastest pair comes first in all of them; slow pairs at the end may not be seen to move.
-    """
-    dims = moving.nonzero().flatten().tolist()
-    start, stop, head_dim = dims[0], dims[-1] + 1, len(moving)
-    interleaved_start = start - start % 2
-    yield Pairing("interleaved", interleaved_start, stop - interleaved_start + (stop - interleaved_start) % 2)
-    for half in range((stop - start + 1) // 2, (head_dim - start) // 2 + 1):
-        yield Pairing("half-split", start, 2 * half)
-
-
-def _norm_drift(samples: Tensor, pairing: Pairing) -> float:
-    """The largest change of a pair's norm along the positions, relative to its root mean square."""
-    first, second = split_pairs(samples, pairing)
-    norm = torch.hypot(first, second)
-    drift = (norm - norm[:, :1]).square().mean(0).sqrt().amax(0)
-    return float((drift / norm.square().mean((0, 1)).sqrt().clamp_min(torch.finfo(torch.float64).tiny)).max())
-
-
-def _frequencies(samples: Tensor, pairing: Pairing, places: Tensor) -> tuple[Tensor, float]:
-    """Least-squares angular frequency of every pair, rad/token, (pair,), and how far a phase is from its line."""
-    turned = torch.complex(*split_pairs(samples, pairing))
-    phase = (turned * turned[:, :1].conj()).sum(0).angle()
-    frequency = torch.zeros_like(phase[0])
-    unwrapped = torch.zeros_like(phase)
-    for row, place in enumerate(places.tolist()):
-        if place:
-            turns = ((frequency * place - phase[row]) / math.tau).round()
-            unwrapped[row] = phase[row] + math.tau * turns
-            frequency = unwrapped[row] / place
-    frequency = (unwrapped * places[:, None]).sum(0) / places.double().square().sum()
-    present = turned[:, 0].abs().square().mean(0) > 0
-    off = (unwrapped - frequency * places[:, None])[:, present]
-    return frequency, float(off.abs().max()) if off.numel() else 0.0
-
-
-def _matched(pairing: Pairing, measured: Tensor, tolerance: float, known: list[Tensor], head_dim: int) -> _Reading:
-    """Take the model's own frequencies where they agree with the measured ones, else the measured ones."""
-    for own in known:
-        size = 2 * len(own)
-        extends = pairing.style == "interleaved" and pairing.start + size <= head_dim
-        if len(own) != len(measured) and not (extends and len(own) > len(measured)):
-            continue
-        padded = torch.nn.functional.pad(measured, (0, len(own) - len(measured)))
-        if ((padded - own).abs() <= tolerance + 2e-3 * own).all():
-            return _Reading(Pairing(pairing.style, pairing.start, size), own, True)
-    return _Reading(pairing, measured.where(measured.abs() > tolerance, 0.0), False)
-
-
-def _unrotated(head_dim: int, seen: Counter[tuple[int, Pairing]]) -> _Reading:
-    """NoPE: nothing turns; pair the dimensions as most rotated layers of that size do, else half-split."""
-    alike = [pairing for (size, pairing), _ in seen.most_common() if size == head_dim]
-    pairing = alike[0] if alike else Pairing("half-split", 0, head_dim - head_dim % 2)
-    return _Reading(pairing, torch.zeros(pairing.pairs, dtype=torch.float64), False)
-
-
-def _layer_rotation(trajectory: _Trajectory, reading: _Reading) -> LayerRotation:
+def _layer_rotation(trajectory: Trajectory, reading: Reading) -> LayerRotation:
     return LayerRotation(
         layer=trajectory.layer,
         heads=trajectory.query.shape[1],
@@ -356,39 +272,80 @@ def _layer_rotation(trajectory: _Trajectory, reading: _Reading) -> LayerRotation
         pairing=reading.pairing,
         frequency=reading.frequency,
         matched=reading.matched,
+        silent=trajectory.silent(reading.pairing),
     )
 
 
-def _extent(flags: Tensor) -> str:
-    dims = flags.nonzero().flatten().tolist()
-    return f"{dims[0]} to {dims[-1]}"
-
-
-def _layer_ranges(layers: list[int]) -> str:
-    """Compress layer indices, so that 0,1,2,4 reads '0-2, 4' and 3,7,11,15 reads '3, 7, ..., 15 (every 4)'."""
-    steps = {b - a for a, b in pairwise(layers)}
-    if len(layers) > 3 and len(steps) == 1 and steps != {1}:
-        return f"{layers[0]}, {layers[1]}, ..., {layers[-1]} (every {steps.pop()})"
+def _ranges(numbers: list[int]) -> str:
+    """Compress indices, so that 0,1,2,4 reads '0-2, 4' and 3,7,11,15 reads '3, 7, ..., 15 (every 4)'."""
+    steps = {b - a for a, b in pairwise(numbers)}
+    if len(numbers) > 3 and len(steps) == 1 and steps != {1}:
+        return f"{numbers[0]}, {numbers[1]}, ..., {numbers[-1]} (every {steps.pop()})"
     runs = []
-    for _, run in groupby(enumerate(layers), lambda item: item[1] - item[0]):
-        members = [layer for _, layer in run]
+    for _, run in groupby(enumerate(numbers), lambda item: item[1] - item[0]):
+        members = [number for _, number in run]
         runs.append(f"{members[0]}-{members[-1]}" if len(members) > 1 else str(members[0]))
     return ", ".join(runs)
 
 
 def _describe_group(group: list[LayerRotation]) -> str:
+    plural = "s" if len(group) > 1 else ""
     one = group[0]
     shape = f"{one.heads} query / {one.kv_heads} key heads of {one.head_dim}"
-    rotated = one.frequency[one.rotated]
-    if len(rotated) == 0:
-        turning = f"NoPE (paired as {one.pairing})"
-    else:
-        still = len(one.frequency) - len(rotated)
-        slow, fast = math.tau / float(rotated.min()), math.tau / float(rotated.max())
-        turning = (
-            f"{one.pairing}, {len(one.frequency)} pairs, wavelength {fast:.3g} to {slow:.3g} tokens"
-            + (f", {still} zero-frequency pairs" if still else "")
-            + ("" if one.matched else " (as measured)")
+    return f"layer{plural} {_ranges([rotation.layer for rotation in group])}: {shape}, {_describe_rotation(one)}"
+
+
+def _describe_rotation(rotation: LayerRotation) -> str:
+    frequency = rotation.frequency
+    if not rotation.rotated.any():
+        return f"NoPE (paired as {rotation.pairing})"
+    still, unknown = int((frequency == 0).sum()), int(frequency.isnan().sum())
+    turning = frequency[rotation.rotated & frequency.isfinite()].abs()
+    parts = [str(rotation.pairing), f"{len(frequency)} pairs"]
+    if len(turning):
+        parts.append(
+            f"wavelength {math.tau / float(turning.max()):.3g} to {math.tau / float(turning.min()):.3g} tokens"
         )
-    plural = "s" if len(group) > 1 else ""
-    return f"layer{plural} {_layer_ranges([rotation.layer for rotation in group])}: {shape}, {turning}"
+    if (frequency < 0).any():
+        parts.append("turning backwards")
+    if still:
+        parts.append(f"{still} zero-frequency pairs")
+    if unknown:
+        parts.append(f"{unknown} silent pairs of unknown frequency")
+    return ", ".join(parts) + ("" if rotation.matched or not len(turning) else " (as measured)")
+
+
+def _describe_silent(layers: Sequence[LayerRotation]) -> list[str]:
+    """How many pairs are silent, then which, one line for layers where they are the same."""
+    flags = {stream: [layer.silent[stream] for layer in layers] for stream in STREAMS}
+    counts = {stream: (sum(int(f.sum()) for f in each), sum(f.numel() for f in each)) for stream, each in flags.items()}
+    if not any(silent for silent, _ in counts.values()):
+        return []
+    alike: dict[str, list[int]] = {}
+    for layer in layers:
+        if text := _silent_pairs(layer):
+            alike.setdefault(text, []).append(layer.layer)
+    totals = ", ".join(f"{silent} of {every} {stream} pairs" for stream, (silent, every) in counts.items())
+    places = [f"  layer{'s' if len(at) > 1 else ''} {_ranges(at)}: {text}" for text, at in alike.items()]
+    return [f"silent (zero whatever the input): {totals}", *places]
+
+
+def _silent_pairs(rotation: LayerRotation) -> str:
+    places: dict[str, list[int]] = {}
+    for pair in range(rotation.pairing.pairs):
+        if heads := _silent_heads(rotation, pair):
+            places.setdefault(heads, []).append(pair)
+    if len(places) > _MOST_PLACES:
+        places = {"some heads": sorted(pair for pairs in places.values() for pair in pairs)}
+    return "; ".join(f"pair{'s' if len(at) > 1 else ''} {_ranges(at)} in {heads}" for heads, at in places.items())
+
+
+def _silent_heads(rotation: LayerRotation, pair: int) -> str:
+    silent = {stream: rotation.silent[stream][:, pair] for stream in STREAMS}
+    if all(flags.all() for flags in silent.values()):
+        return "all heads"
+    which = {stream: flags.nonzero().flatten().tolist() for stream, flags in silent.items() if flags.any()}
+    return " and ".join(
+        f"all {stream} heads" if silent[stream].all() else f"{stream} head{'s' if len(at) > 1 else ''} {_ranges(at)}"
+        for stream, at in which.items()
+    )

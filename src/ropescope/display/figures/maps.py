@@ -113,7 +113,7 @@ def _label_overview(grid: np.ndarray, result: xr.DataTree) -> None:
         axes.set_xlabel("pair j", fontsize=SMALL + 1)
     turning = turns.where(rotated_layers(result), drop=True)
     if turning.sizes[LAYER]:
-        shared = bool((turning == turning[0]).all())
+        shared = bool(np.array_equal(turning.values, np.broadcast_to(turning.values[0], turning.shape), equal_nan=True))
         for axes in grid[0]:
             label = "wavelength (tokens)" if shared else f"wavelength in layer {int(turning[LAYER][0])} (tokens)"
             wavelength_axis(axes, turning[0], label)

@@ -11,7 +11,7 @@ import xarray as xr
 
 from ropescope.base.axes import HEAD_AXIS, LAYER, PAIR, STREAMS
 from ropescope.measurement.results import ROTARY, provenance, short_name, stream_data, wavelength
-from ropescope.measurement.summary import format_tokens
+from ropescope.measurement.summary import counts, format_tokens
 
 CITATION = """\
 @misc{oka-frequency-entropy,
@@ -89,6 +89,7 @@ def _rotation(result: xr.DataTree) -> Rows:
         ("pairing", ", ".join(dict.fromkeys(str(pairing) for pairing in rotary["pairing"].values))),
         ("wavelengths", span),
         ("layers without rotation (NoPE)", _spans(rotary[LAYER].values[~turning.values].tolist()) or "none"),
+        ("silent pairs (always zero)", ", ".join(f"{counts(result, stream).silent} {stream}" for stream in STREAMS)),
     ]
 
 

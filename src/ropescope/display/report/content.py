@@ -51,6 +51,8 @@ ENCODING = {
     "byte_missing": BYTE_MISSING,
     "decades": DECADES,
 }
+# Stands for a wavelength that nothing in the model shows, in the page's JSON, which has no NaN.
+UNKNOWN = "?"
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ def result_content(result: xr.DataTree, name: str, number: int) -> tuple[dict[st
     Returns
     -------
     dict
-        Plain numbers and strings that JSON can hold; infinite wavelengths are null.
+        Plain numbers and strings that JSON can hold; infinite wavelengths are null, those not known `UNKNOWN`.
     list of Packed
         For each stream `entropies`, `details`, `spectra` and, where norms were kept, `norms`.
     """
@@ -93,7 +95,7 @@ def result_content(result: xr.DataTree, name: str, number: int) -> tuple[dict[st
         "layers": turns[LAYER].values.tolist(),
         "pairs": turns.sizes[PAIR],
         "rotated": result.children[ROTARY].to_dataset()["rotated"].any(PAIR).values.tolist(),
-        "wavelengths": [[_number(value) for value in row] for row in turns.transpose(LAYER, PAIR).values.tolist()],
+        "wavelengths": [[_tokens(value) for value in row] for row in turns.transpose(LAYER, PAIR).values.tolist()],
         "length": provenance(result).get("parameters", {}).get("length"),
         "references": {"spectrum_fe": constant_entropy(result), "sequence_fe": noise_entropy(result)},
         "streams": {stream: _stream_facts(result, stream) for stream in STREAMS},
@@ -113,6 +115,7 @@ def page_content(results: Sequence[dict[str, Any]], sweeps: Sequence[list[dict[s
     return {
         "encoding": ENCODING,
         "palettes": {"viridis": list(Viridis256), "cividis": list(Cividis256), "magma": list(Magma256)},
+        "unknown": UNKNOWN,
         "labels": VARIABLE_LABELS,
         "selections": [_selection_facts(selection) for selection in PAPER.values()],
         "scales": {name: list(scale) for name, scale in SCALES.items()},
@@ -129,6 +132,10 @@ def _selection_facts(selection: Selection) -> dict[str, Any]:
         "sign": selection.comparison,
         "threshold": selection.threshold,
     }
+
+
+def _tokens(value: float) -> float | str | None:
+    return UNKNOWN if np.isnan(value) else _number(value)
 
 
 def _number(value: float) -> float | None:

@@ -142,6 +142,7 @@ function addWavelengthAxis(figure) {
 
 function formatTokens(tokens) {
   if (tokens === null) return "∞";
+  if (tokens === page.unknown) return tokens;
   const [scale, suffix] = tokens >= 999500 ? [1e6, "M"] : tokens >= 999.5 ? [1e3, "k"] : [1, ""];
   return (tokens / scale).toFixed(tokens / scale < 9.95 ? 1 : 0) + suffix;
 }

@@ -128,7 +128,7 @@ function drawPeriods() {
   const { dominant_period, peak_share } = view.read;
   const pairs = Array.from({ length: view.pairs }, (_, pair) => pair);
   const defined = pairs.filter((pair) => dominant_period[start + pair] > 0);
-  const turning = pairs.filter((pair) => view.result.wavelengths[state.layer][pair] !== null);
+  const turning = pairs.filter((pair) => view.result.wavelengths[state.layer][pair] > 0);
   const longest = view.result.length ?? Math.max(16, ...defined.map((pair) => dominant_period[start + pair]));
   periods().points.data = {
     x: defined,

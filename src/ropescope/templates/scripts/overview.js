@@ -231,5 +231,6 @@ function describeHeads(x, y) {
 
 function wavelengthWords(layer, pair) {
   const tokens = view.result.wavelengths[layer][pair];
+  if (tokens === page.unknown) return "silent, wavelength not known";
   return tokens === null ? "no rotation" : `wavelength ${formatTokens(tokens)} tokens`;
 }
