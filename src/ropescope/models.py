@@ -96,7 +96,8 @@ def load_model(
 
     Returns
     -------
-    The model, whose ``config.name_or_path`` is `source`, and its tokenizer.
+    tuple of PreTrainedModel and PreTrainedTokenizerBase
+        The model, whose ``config.name_or_path`` is `source`, and its tokenizer.
 
     Raises
     ------

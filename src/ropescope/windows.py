@@ -70,7 +70,8 @@ def token_windows(
 
     Returns
     -------
-    Token ids (sequence, position), int64, whose ``protocol`` says how they came about.
+    TokenWindows
+        Token ids (sequence, position), int64, whose ``protocol`` says how they came about.
 
     Raises
     ------
