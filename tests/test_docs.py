@@ -221,6 +221,9 @@ def test_the_site_builds_without_a_broken_link_and_asks_for_nothing_from_outside
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
     built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stderr
+    reference = (tmp_path / "reference" / "python.html").read_text(encoding="utf-8")
+    assert "<math" in reference
+    assert not re.search(r":(?:func|math|class|meth):|\.\. math|``", reference)
     pages = list(tmp_path.rglob("*.html"))
     assert len(pages) > 15
     for page in pages:
