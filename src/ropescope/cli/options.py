@@ -68,7 +68,8 @@ class TextOptions:
     """Which text, and how to cut it into windows."""
 
     corpus: str = "wikitext"
-    "wikitext, c4, builtin (Python's language reference), any hub data set, or a .txt, .jsonl or .parquet file."
+    """wikitext, c4, builtin (Python's language reference), any hub data set, or a file: .txt, .md, .raw or no suffix
+    (plain text), .jsonl, .ndjson, .json, .csv, .tsv, each also with .gz, .bz2 or .xz, .parquet, .pq."""
     config: str | None = None
     "Configuration of a hub data set."
     split: str | None = None
@@ -156,8 +157,9 @@ def leading() -> bool:
 
 def windows_of(tokenizer: Any, text: TextOptions, default_split: str | None = None) -> Tensor:
     import ropescope as rs
+    from ropescope.corpora import local_file
 
-    default = None if Path(text.corpus).is_file() else default_split
+    default = None if local_file(text.corpus) else default_split
     return rs.token_windows(
         tokenizer,
         text.corpus,
@@ -204,5 +206,6 @@ def parse_heads(texts: Iterable[str]) -> list[tuple[int | None, int | None]]:
 
 def stem_of(name: str) -> str:
     """The last part of a hub id or path, without its suffix."""
-    last = Path(name.rstrip("/")).name
-    return last.removesuffix(".gguf").removesuffix(".txt").removesuffix(".jsonl").removesuffix(".parquet")
+    from ropescope.documents import bare_name
+
+    return bare_name(name).removesuffix(".gguf")

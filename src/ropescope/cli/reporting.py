@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from ropescope.cli.options import OUTPUT_GROUP, app, load_results, named
+from ropescope.cli.printing import say
 from ropescope.errors import InputError
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def report(
     sweeps = {name: SWEEP.load(path) for name, path in named(swept).items()}
     tasks = {name: TASKS.load(path) for name, path in named(evaluated).items()}
     write_report(results, target, sweeps, tasks)
-    print(f"report: {output} ({target.stat().st_size / 1e6:.1f} MB)")
+    say(f"report: {output} ({target.stat().st_size / 1e6:.1f} MB)")
 
 
 def write_report(
