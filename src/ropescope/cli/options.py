@@ -68,8 +68,7 @@ class TextOptions:
     """Which text, and how to cut it into windows."""
 
     corpus: str = "wikitext"
-    """wikitext, c4, builtin (Python's language reference), any hub data set, or a file: .txt, .md, .raw or no suffix
-    (plain text), .jsonl, .ndjson, .json, .csv, .tsv, each also with .gz, .bz2 or .xz, .parquet, .pq."""
+    "wikitext, c4, builtin (Python's language), any hub data set, or a file: .txt .md .raw .jsonl .json .csv .tsv .parquet."
     config: str | None = None
     "Configuration of a hub data set."
     split: str | None = None
