@@ -68,7 +68,7 @@ class TextOptions:
     """Which text, and how to cut it into windows."""
 
     corpus: str = "wikitext"
-    "wikitext, c4, builtin (Python's language), any hub data set, or a file: .txt .md .raw .jsonl .json .csv .tsv .parquet."
+    "wikitext, c4, builtin (Python's language), any hub data set, or a file: .txt .md .jsonl .json .csv .tsv .parquet."
     config: str | None = None
     "Configuration of a hub data set."
     split: str | None = None
