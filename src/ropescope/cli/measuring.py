@@ -21,6 +21,7 @@ from ropescope.cli.options import (
     app,
     leading,
     load_chosen,
+    loading,
     parse_heads,
     sharing,
     stem_of,
@@ -37,13 +38,14 @@ def inspect(model: ModelName, *, options: ModelOptions = ModelOptions()) -> None
 
     One line for every group of layers that rotate alike: query and key heads, head dimensions, pairing, number of
     pairs, shortest and longest wavelength in tokens, pairs of zero frequency, layers without rotation (NoPE). Then the
-    pairs that are silent: exactly zero, whatever the input.
+    pairs that are silent: exactly zero, whatever the input. The model needs no tokenizer.
 
     Example: `ropescope inspect builtin`
     """
     import ropescope as rs
+    from ropescope.models import load_bare_model
 
-    loaded, _ = load_chosen(model, options)
+    loaded = load_bare_model(model, **loading(options))
     card = rs.probe(loaded)
     dtype = str(loaded.dtype).removeprefix("torch.")
     say(f"{model}: {type(loaded).__name__}, {len(card.layers)} attention layers, {dtype}")
