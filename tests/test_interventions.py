@@ -431,6 +431,25 @@ def test_frequencies_that_the_model_does_not_keep_are_derotated_as_measured() ->
         torch.testing.assert_close(at_once(model), expected, rtol=1e-3, atol=1e-3)
 
 
+def test_a_buffer_that_fits_in_length_but_is_not_what_turns_is_not_used() -> None:
+    """The probe's frequencies are the measured ones; a vector left over in the module says something else."""
+    model, stock = LLAMA.build(), LLAMA.shared()
+    rotary = model.model.rotary_emb
+    frequency = rotary.inv_freq.clone()
+    del rotary.original_inv_freq
+    rotary.inv_freq.mul_(0.7)
+
+    def turning(hidden: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        angle = (position_ids[..., None] * frequency).repeat(1, 1, 2)
+        return angle.cos(), angle.sin()
+
+    rotary.forward = turning
+    with derotated(stock, some_pairs(LLAMA)):
+        expected = at_once(stock)
+    with derotated(model, some_pairs(LLAMA)):
+        torch.testing.assert_close(at_once(model), expected, rtol=1e-3, atol=1e-3)
+
+
 # Generation, padding, sampling
 
 
