@@ -14,6 +14,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, StaticCache
+from transformers.models.llama import modeling_llama
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from architectures import (
@@ -341,6 +342,22 @@ def test_derotating_every_pair_is_switching_the_rotation_off(architecture: Archi
     with derotated(model, every_pair(architecture)):
         got = [run(model) for run in runs]
     assert change(expected[0], at_once(model)) > 1e-2
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", [LLAMA, SHORT_DYNAMIC_NTK], ids=str)
+def test_derotation_undoes_a_rotation_that_turns_backwards(
+    architecture: Architecture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        modeling_llama, "apply_rotary_pos_emb", lambda q, k, cos, sin: apply_rotary_pos_emb(q, k, cos, -sin)
+    )
+    model, ids = architecture.build(), tokens(2, 96)
+    with rotation_off(model):
+        expected = at_once(model, ids)
+    with derotated(model, every_pair(architecture)):
+        got = at_once(model, ids)
+    assert change(expected, at_once(model, ids)) > 1e-2
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
 
 
