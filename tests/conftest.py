@@ -45,9 +45,18 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Copies of converted files are shared by the tests of a run, and never the user's."""
+    folder: Path = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ROPESCOPE_CACHE", str(folder))
+        yield folder
+
+
 @pytest.fixture(scope="session")
 def builtin() -> Any:
-    """SmolLM2-135M-Instruct in float32 and its tokenizer; reading the file takes most of half a minute."""
+    """SmolLM2-135M-Instruct in float32 and its tokenizer; converting the file takes most of half a minute."""
     from ropescope.model.loading import load_model
 
     return load_model("builtin", device="cpu", dtype="float32")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -57,6 +58,12 @@ def test_inspect_prints_the_rotary_card(saved, capsys):
     output = capsys.readouterr().out
     assert "LlamaForCausalLM, 2 attention layers, float32" in output
     assert "layers 0-1: 4 query / 2 key heads of 8, half-split[0:8], 4 pairs, wavelength 6.28 to" in output
+
+
+def test_inspect_needs_no_tokenizer(saved, tmp_path, capsys):
+    folder = shutil.copytree(saved, tmp_path / "bare", ignore=shutil.ignore_patterns("tokenizer*"))
+    cli.main(["inspect", str(folder)])
+    assert capsys.readouterr().out.startswith(f"{folder}: LlamaForCausalLM, 2 attention layers")
 
 
 def test_measure_writes_a_result_with_provenance_and_prints_a_summary(measured, saved, tmp_path, capsys):

@@ -327,6 +327,23 @@ def test_a_corpus_file_is_named_without_the_way_to_it():
     assert "text.txt" in (shown := same_places({"one": reshaped(), "two": text})[0].text()) and "someone" not in shown
 
 
+@pytest.mark.parametrize(
+    ("one", "two", "differ"),
+    [
+        ({"corpus": "a.txt", "file_sha256": "1" * 64}, {"corpus": "b.txt", "file_sha256": "1" * 64}, False),
+        ({"corpus": "a.txt", "file_sha256": "1" * 64}, {"corpus": "a.txt", "file_sha256": "2" * 64}, True),
+        ({"corpus": "a.txt", "file_sha256": "1" * 64}, {"corpus": "/somewhere/a.txt"}, False),
+        ({"corpus": "a.txt", "file_sha256": "1" * 64}, {"corpus": "/somewhere/b.txt"}, True),
+        ({"corpus": "builtin", "text_sha256": "1" * 64}, {"corpus": "builtin", "text_sha256": "2" * 64}, True),
+    ],
+)
+def test_corpora_are_one_where_their_content_is_whatever_their_names(one, two, differ):
+    results = {"one": protocol(reshaped(), windows=one), "two": protocol(reshaped(), windows=two)}
+    (section,) = same_places(results)
+    assert section.paragraphs[1].startswith("The results differ in corpus." if differ else "The results have the same")
+    assert "(11111111)" in section.text()
+
+
 class TestDistributions:
     def test_shares_are_found_at_the_depth_and_wavelength_where_they_were_planted(self):
         values = np.full((20, 3, 16), 0.3)

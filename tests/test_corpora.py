@@ -209,7 +209,8 @@ def test_protocol(tokenizer, jsonl):
     assert json.loads(json.dumps(protocol)) == protocol
     content = hashlib.sha256(windows.numpy().astype("<i8").tobytes()).hexdigest()
     expected = {
-        "corpus": str(jsonl),
+        "corpus": jsonl.name,
+        "file_sha256": hashlib.sha256(jsonl.read_bytes()).hexdigest(),
         "config": None,
         "split": None,
         "column": "text",
@@ -273,7 +274,7 @@ def test_nothing_is_printed(tokenizer, jsonl, folder, capsys):
     assert capsys.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("suffix", [".txt", ".md", ".raw", ".unheard-of"])
+@pytest.mark.parametrize("suffix", [".txt", ".md", ".raw", ""])
 def test_text_file_is_one_document(tokenizer, tmp_path, suffix):
     path = tmp_path / f"text{suffix}"
     text = "Zeile eins\r\nZeile zwei\n" * 20
@@ -525,7 +526,7 @@ def test_folder_without_data(tokenizer, tmp_path):
 def test_data_set_out_of_reach(tokenizer):
     message = refusal(tokenizer, "nobody/none")
     assert message.startswith("data set 'nobody/none': the hub cannot be reached (")
-    assert message.endswith("); go online, or give the path of a .txt, .jsonl or .parquet file")
+    assert message.endswith("); go online, or give the path of a .txt, .jsonl, .csv or .parquet file")
     assert "wikitext" in refusal(tokenizer)
 
 
@@ -538,7 +539,7 @@ def test_data_set_that_does_not_exist(tokenizer, monkeypatch):
     monkeypatch.setattr("datasets.load_dataset_builder", refuse)
     message = refusal(tokenizer, "a/b")
     assert message.startswith("no data set 'a/b': Dataset 'a/b' doesn't exist on the Hub")
-    assert message.endswith("check the name, or give the path of a .txt, .jsonl or .parquet file")
+    assert message.endswith("check the name, or give the path of a .txt, .jsonl, .csv or .parquet file")
 
 
 def test_unknown_split_of_builtin(tokenizer):
@@ -553,3 +554,45 @@ def test_windows_do_not_overlap(tokenizer, tmp_path):
     text = "".join(tokenizer.decode(window) for window in windows)
     numbers = [int(number) for number in text.split()[:-1]]
     assert all(after == before + 1 for before, after in pairwise(numbers))
+
+
+@pytest.mark.parametrize("text", ["a", "D"])
+def test_a_text_too_short_for_any_window_is_not_told_to_use_a_shorter_one(tokenizer, tmp_path, text):
+    path = tmp_path / "short.txt"
+    path.write_text(text)
+    expected = f"corpus {str(path)!r} holds 1 tokens, 0 windows, but 1 window of 9 tokens asked for: give more text"
+    assert refusal(tokenizer, path, length=9) == expected
+
+
+def test_protocol_names_content_and_not_the_way_to_it(tokenizer, tmp_path):
+    """What decides whether two corpora are one is their content, wherever each machine keeps it."""
+    facts = []
+    for place in ("here", "there"):
+        (tmp_path / place).mkdir()
+        path = tmp_path / place / "novel.txt"
+        path.write_text(" ".join(DOCUMENTS))
+        facts.append(token_windows(tokenizer, path, length=32).protocol)
+    assert facts[0] == facts[1]
+    (tmp_path / "there" / "novel.txt").write_text(" ".join(DOCUMENTS) + "!")
+    other = token_windows(tokenizer, tmp_path / "there" / "novel.txt", length=32, count=1).protocol
+    assert (other["corpus"], other["file_sha256"] == facts[0]["file_sha256"]) == ("novel.txt", False)
+
+
+def test_protocol_of_a_folder_names_its_content(tokenizer, folder, tmp_path):
+    first = token_windows(tokenizer, folder, length=32, count=1).protocol
+    moved = folder.rename(tmp_path / "else")
+    again = token_windows(tokenizer, moved, length=32, count=2).protocol
+    test = token_windows(tokenizer, moved, length=32, count=1, split="test").protocol
+    assert (first["corpus"], again["corpus"]) == ("dataset", "else")
+    assert first["file_sha256"] == again["file_sha256"] != test["file_sha256"]
+
+
+def test_protocol_names_a_tokenizer_without_the_way_to_it(jsonl, tmp_path):
+    from transformers import AutoTokenizer
+
+    byte_level().save_pretrained(tmp_path / "secret" / "tiny")
+    saved = AutoTokenizer.from_pretrained(tmp_path / "secret" / "tiny")
+    protocol = token_windows(saved, jsonl, length=32, count=1).protocol
+    assert protocol["tokenizer"] == "tiny" and str(tmp_path) not in json.dumps(protocol)
+    saved.name_or_path = "someone/model"
+    assert token_windows(saved, jsonl, length=32, count=1).protocol["tokenizer"] == "someone/model"

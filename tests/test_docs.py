@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
 import json
 import re
@@ -56,6 +57,7 @@ def _inline() -> list[tuple[str, str]]:
     ]
 
 
+@functools.cache
 def _options(command: str) -> set[str]:
     return {name for argument in app[command].assemble_argument_collection() for name in argument.names}
 
@@ -201,10 +203,11 @@ def test_the_tutorial_prints_what_it_says(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_the_notebook_runs(tmp_path):
+def test_the_notebook_runs(tmp_path, monkeypatch):
     import nbformat
     from nbclient import NotebookClient
 
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
     printed = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
@@ -218,6 +221,9 @@ def test_the_site_builds_without_a_broken_link_and_asks_for_nothing_from_outside
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
     built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stderr
+    reference = (tmp_path / "reference" / "python.html").read_text(encoding="utf-8")
+    assert "<math" in reference
+    assert not re.search(r":(?:func|math|class|meth):|\.\. math|``", reference)
     pages = list(tmp_path.rglob("*.html"))
     assert len(pages) > 15
     for page in pages:

@@ -14,6 +14,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, StaticCache
+from transformers.models.llama import modeling_llama
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from architectures import (
@@ -344,6 +345,22 @@ def test_derotating_every_pair_is_switching_the_rotation_off(architecture: Archi
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("architecture", [LLAMA, SHORT_DYNAMIC_NTK], ids=str)
+def test_derotation_undoes_a_rotation_that_turns_backwards(
+    architecture: Architecture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        modeling_llama, "apply_rotary_pos_emb", lambda q, k, cos, sin: apply_rotary_pos_emb(q, k, cos, -sin)
+    )
+    model, ids = architecture.build(), tokens(2, 96)
+    with rotation_off(model):
+        expected = at_once(model, ids)
+    with derotated(model, every_pair(architecture)):
+        got = at_once(model, ids)
+    assert change(expected, at_once(model, ids)) > 1e-2
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
 @rotating
 @pytest.mark.parametrize("strength", [0.5, 1.0])
 def test_derotation_slows_the_selected_pairs_down(architecture: Architecture, strength: float) -> None:
@@ -425,6 +442,25 @@ def test_frequencies_that_the_model_does_not_keep_are_derotated_as_measured() ->
 
     rotary.forward = turning
     torch.testing.assert_close(at_once(model), at_once(stock), rtol=1e-4, atol=1e-4)
+    with derotated(stock, some_pairs(LLAMA)):
+        expected = at_once(stock)
+    with derotated(model, some_pairs(LLAMA)):
+        torch.testing.assert_close(at_once(model), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_a_buffer_that_fits_in_length_but_is_not_what_turns_is_not_used() -> None:
+    """The probe's frequencies are the measured ones; a vector left over in the module says something else."""
+    model, stock = LLAMA.build(), LLAMA.shared()
+    rotary = model.model.rotary_emb
+    frequency = rotary.inv_freq.clone()
+    del rotary.original_inv_freq
+    rotary.inv_freq.mul_(0.7)
+
+    def turning(hidden: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        angle = (position_ids[..., None] * frequency).repeat(1, 1, 2)
+        return angle.cos(), angle.sin()
+
+    rotary.forward = turning
     with derotated(stock, some_pairs(LLAMA)):
         expected = at_once(stock)
     with derotated(model, some_pairs(LLAMA)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import replace
 from functools import cache
@@ -339,4 +340,26 @@ def test_a_mask_of_another_version_is_refused(saved: Path, version: str | None) 
     save_file({"unknown": np.zeros(1)}, saved, metadata if version is None else metadata | {"version": version})
     assert load_error(saved) == (
         f"{saved} is a mask of version {version}; this ropescope reads version {SCHEMA_VERSION}: select again"
+    )
+
+
+def test_a_mask_file_of_the_first_schema_opens(tmp_path: Path) -> None:
+    """Written by hand, as version 1 lays it down: what people have stored must stay readable."""
+    present = np.ones((2, 1, 3), dtype=np.uint8)
+    query = np.array([[[1, 0, 0]], [[0, 1, 1]]], dtype=np.uint8)
+    arrays = {"query": query, "key": 1 - query, "query_present": present, "key_present": present}
+    content = {**arrays, "layer": np.array([4, 7], dtype=np.int64)}
+    facts = json.dumps({"pairing": ["half-split[0:6]"] * 2, "provenance": {"selection": "by hand"}})
+    digest = hashlib.sha256(facts.encode())
+    for name in ("key", "key_present", "layer", "query", "query_present"):
+        digest.update(f"{name}{content[name].dtype}{content[name].shape}".encode() + content[name].tobytes())
+    told = {"format": "ropescope-mask", "version": "1", "ropescope": facts, "sha256": digest.hexdigest()}
+    save_file(content, tmp_path / "mask.safetensors", told)
+    mask = PairMask.load(tmp_path / "mask.safetensors")
+    np.testing.assert_array_equal(mask.query.values, query == 1)
+    np.testing.assert_array_equal(mask.key.values, query == 0)
+    assert (list(mask.layers), mask.pairing, mask.provenance["selection"]) == (
+        [4, 7],
+        ("half-split[0:6]", "half-split[0:6]"),
+        "by hand",
     )

@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy
 
 from ropescope.base.errors import ModelError
 from ropescope.model.access import model_provenance
-from ropescope.model.loading import load_model
+from ropescope.model.loading import load_bare_model, load_model
 from tiny import SIZES, byte_level_tokenizer, tiny_llama
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -296,6 +296,13 @@ def test_folder_without_tokenizer(folder):
     assert refusal(folder) == expected
 
 
+def test_bare_model_needs_no_tokenizer(folder, monkeypatch):
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    model = load_bare_model(folder, device="cpu", dtype="float16")
+    assert (model.config.name_or_path, model.dtype) == (str(folder), torch.float16)
+
+
 def test_folder_with_damaged_tokenizer(folder):
     (folder / "tokenizer.json").write_text("{nope")
     assert refusal(folder, device="cpu").startswith(f"cannot load the tokenizer of {str(folder)!r}: ")
@@ -423,6 +430,17 @@ def test_builtin_is_smollm2(builtin):
     assert model_provenance(model)["id"] == tokenizer.name_or_path == "builtin"
     assert (config.num_hidden_layers, config.num_attention_heads, config.num_key_value_heads) == (30, 9, 3)
     assert config.rope_parameters["rope_theta"] == 100000.0
+
+
+@needs_builtin
+@pytest.mark.slow
+def test_the_copy_of_builtin_tokenizes_as_the_file_does(builtin):
+    from ropescope.model.checkpoints import find_checkpoint, load_tokenizer
+
+    copied, direct = builtin[1], load_tokenizer(find_checkpoint("builtin", None, False))
+    assert copied.backend_tokenizer.to_str() == direct.backend_tokenizer.to_str()
+    assert copied.special_tokens_map == direct.special_tokens_map
+    assert copied.chat_template == direct.chat_template
 
 
 @needs_builtin

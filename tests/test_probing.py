@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -323,3 +324,53 @@ def test_zeroed_heads_do_not_hide_the_rotation_of_the_others() -> None:
             layer.self_attn.q_proj.weight[:16] = 0
             layer.self_attn.k_proj.weight[:16] = 0
     check_card(probe(model), QWEN3, rtol=1e-6)
+
+
+@every_dtype
+@pytest.mark.parametrize("query", [1e-3, 1.0, 1e3])
+@pytest.mark.parametrize("key", [1e-3, 1.0, 1e3])
+def test_the_scale_of_queries_and_keys_hides_nothing(dtype: torch.dtype, query: float, key: float) -> None:
+    model = LLAMA.build(dtype)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.q_proj.weight *= query
+            layer.self_attn.k_proj.weight *= key
+    check_card(probe(model), LLAMA, rtol=1e-6)
+
+
+class Flagged(torch.nn.Module):
+    """A part of a layer whose first argument is no hidden state."""
+
+    layer_idx = 1
+
+    def __init__(self, inner: torch.nn.Module, flag: Any) -> None:
+        super().__init__()
+        self.inner, self.flag, self.got = inner, flag, []
+
+    def forward(self, flag: Any, hidden: Tensor) -> Tensor:
+        self.got.append(flag)
+        return self.inner(hidden)
+
+
+class Flagging(torch.nn.Module):
+    def __init__(self, inner: Flagged) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.inner(self.inner.flag, hidden)
+
+
+@pytest.mark.parametrize("flag", [None, "full", torch.arange(6).reshape(2, 3)], ids=["none", "text", "a matrix"])
+def test_a_first_argument_that_is_no_hidden_state_is_passed_on(flag: Any) -> None:
+    model = LLAMA.build()
+    part = Flagged(model.model.layers[1].mlp, flag)
+    model.model.layers[1].mlp = Flagging(part)
+    check_card(probe(model), LLAMA, rtol=1e-6)
+    assert part.got and all(got is flag for got in part.got)
+
+
+def test_an_odd_head_size_without_rotation_leaves_its_last_dimension_unpaired() -> None:
+    odd = replace(GPT2, settings={**GPT2.settings, "n_embd": 60})
+    card = probe(odd.build())
+    assert str(card) == "layers 0-3: 4 query / 4 key heads of 15, NoPE (paired as half-split[0:14])"

@@ -287,3 +287,12 @@ def test_the_command_says_what_is_wrong_and_keeps_what_exists(result, tmp_path, 
             cli.main(["report", *arguments])
         assert stopped.value.code == 2 and words in capsys.readouterr().err
     assert (tmp_path / "page.html").read_text() == "precious" and not (tmp_path / "new.html").exists()
+
+
+def test_the_way_to_a_corpus_that_an_older_result_holds_is_not_published():
+    result = synthetic_result(corpus="/home/someone/private/novel.txt")
+    facts = provenance(result)
+    facts["windows"]["tokenizer"] = "/home/someone/private/tiny"
+    result.attrs["provenance"] = json.dumps(facts)
+    page = render({"tiny": result})
+    assert "novel.txt" in page and "someone" not in page

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,7 +17,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from ropescope.base.errors import InputError, ResultError
+from ropescope.base.errors import InputError, ResultError, UnreadableError
+from ropescope.evaluation.sweep.dataset import SWEEP
 from ropescope.measurement.results import (
     PAIR_VARIABLES,
     KeptNorms,
@@ -405,3 +411,79 @@ def test_json_keeps_text_readable() -> None:
     tree = build_result(**arguments(provenance={"corpus": "青空"}))
     assert "青空" in tree.attrs["provenance"]
     assert json.loads(tree.attrs["provenance"]) == {"corpus": "青空"}
+
+
+READERS = {"measurement": load, "sweep": SWEEP.load}
+
+
+class TestOutOfReach:
+    """What cannot be read now may be whole: it is never called damaged, so it is never replaced."""
+
+    @pytest.fixture
+    def held(self, saved: Path) -> Iterator[Path]:
+        """A result that another process has open for writing."""
+        hold = "import h5py, sys; file = h5py.File(sys.argv[1], 'r+'); print('on', flush=True); sys.stdin.read()"
+        arguments = [sys.executable, "-c", hold, str(saved)]
+        with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None and process.stdout.readline() == "on\n"
+            yield saved
+            process.communicate()
+
+    @pytest.mark.parametrize("read", READERS.values(), ids=READERS)
+    def test_a_file_in_use(self, held: Path, read: Callable[[Path], object]) -> None:
+        with pytest.raises(UnreadableError) as caught:
+            read(held)
+        reason = "another process holds it open for writing; wait until that has closed it"
+        assert str(caught.value) == f"cannot read {held} now: {reason}; it is left as it is"
+
+    @pytest.mark.parametrize("read", READERS.values(), ids=READERS)
+    @pytest.mark.parametrize(
+        ("raised", "reason"),
+        [
+            (PermissionError(errno.EACCES, "no"), "Permission denied; see to that first"),
+            (OSError(errno.EIO, "no"), "Input/output error; see to that first"),
+            (
+                OSError("Can't read data (file read failed: errno = 5)"),
+                "Input/output error; see to that first",
+            ),
+            (FileNotFoundError(errno.ENOENT, "gone"), "No such file or directory; see to that first"),
+            (OSError(errno.ESTALE, "no"), f"{os.strerror(errno.ESTALE)}; see to that first"),
+            (OSError(errno.EMFILE, "no"), "Too many open files; see to that first"),
+            (MemoryError(), "the memory does not suffice"),
+        ],
+    )
+    def test_a_file_that_the_system_withholds(
+        self,
+        saved: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        read: Callable[[Path], object],
+        raised: Exception,
+        reason: str,
+    ) -> None:
+        def fail(*_: object, **__: object) -> None:
+            raise raised
+
+        for name in ("open_datatree", "open_dataset"):
+            monkeypatch.setattr(xr, name, fail)
+        with pytest.raises(UnreadableError) as caught:
+            read(saved)
+        assert str(caught.value) == f"cannot read {saved} now: {reason}; it is left as it is"
+
+    def test_a_file_that_may_not_even_be_looked_at(self, saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def fail(*_: object, **__: object) -> None:
+            raise PermissionError(errno.EACCES, "no")
+
+        monkeypatch.setattr(Path, "open", fail)
+        with pytest.raises(UnreadableError, match="Permission denied; see to that first; it is left as it is"):
+            load(saved)
+
+    @pytest.mark.parametrize("raised", [OSError(errno.EINVAL, "no"), OSError("truncated file"), KeyError("a")])
+    def test_what_only_the_content_explains_is_damage(
+        self, saved: Path, monkeypatch: pytest.MonkeyPatch, raised: Exception
+    ) -> None:
+        def fail(*_: object, **__: object) -> None:
+            raise raised
+
+        monkeypatch.setattr(xr, "open_datatree", fail)
+        with pytest.raises(ResultError, match="is damaged or cut short"):
+            load(saved)

@@ -253,3 +253,12 @@ def test_a_block_that_does_not_fit_is_refused(style, start, size):
     for function in (split_pairs, pair_norms, lambda heads, p: rotate(heads, torch.zeros(p.pairs), p)):
         with pytest.raises(InputError, match=text):
             function(random_heads(), pairing)
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_one_angle_for_all_pairs_is_refused(style):
+    """It would broadcast: every pair would turn as the first."""
+    with pytest.raises(InputError, match=r"angle of shape \(4, 1\) does not fit \(4, 16\) paired as"):
+        rotate(torch.ones(4, 16), torch.zeros(4, 1), Pairing(style, 0, 16))
+    with pytest.raises(InputError, match=r"angle of shape \(2, 4, 8\) does not fit \(4, 16\) paired as"):
+        rotate(torch.ones(4, 16), torch.zeros(2, 4, 8), Pairing(style, 0, 16))

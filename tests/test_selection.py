@@ -193,6 +193,17 @@ def test_what_is_not_defined_matters_only_where_the_rest_does_not_decide(express
     assert bool(select(result(), expression).query.values[UNDEFINED]) is holds
 
 
+@pytest.mark.parametrize("threshold", [0.0, 0.4, 1.0])
+def test_what_is_not_defined_is_not_defined_under_not_either(threshold: float) -> None:
+    """`not (false or undefined)` is undefined, so nothing is selected; `not (true or undefined)` is false."""
+    layer = arrays(result(), "query")["layer"][UNDEFINED]
+    for expression in (f"layer == {layer} or", f"layer != {layer} or"):
+        mask = select(result(), f"not ({expression} spectrum_fe > {threshold})")
+        assert not mask.query.values[UNDEFINED]
+    mask = select(result(), "not (layer == 1 or spectrum_fe > 0.4)")
+    same(mask, lambda v: (v["layer"] != 1) & (v["spectrum_fe"] <= 0.4), result())
+
+
 def test_entropies_count_as_their_mean_over_the_sequences_where_they_are_defined() -> None:
     undefined, defined = result()["query"]["spectrum_fe"].values[:, 1, 2, 3].tolist()
     assert np.isnan(undefined)

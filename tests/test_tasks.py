@@ -431,7 +431,7 @@ class TestFile:
         with pytest.raises(ResultError, match="is not a file of tasks"):
             TASKS.load(save(result, tmp_path / "result.nc"))
         (tmp_path / "text.nc").write_text("text")
-        with pytest.raises(ResultError, match="damaged or no NetCDF4"):
+        with pytest.raises(ResultError, match="damaged or cut short"):
             TASKS.load(tmp_path / "text.nc")
 
 

@@ -124,6 +124,8 @@ def _robustness(both: Mapping[str, xr.DataTree], streams: Mapping[str, xr.Datase
     """The paper's claim of appendix A.4, judged where the two results can judge it."""
     first, other = ({name: _fact(result, name) for name in _FACTS} for result in both.values())
     differing = [name for name in _FACTS if first[name] != other[name]]
+    if _one_text(*both.values()):
+        differing = [name for name in differing if name != "corpus"]
     changed = f"The results differ in {', '.join(differing)}." if differing else "The results have the same protocol."
     if "weights" in differing or "model" in differing:
         return f"{changed} Their weights are not the same, so the paper's claim on text and length (A.4) is not tested."
@@ -153,10 +155,25 @@ def _claim(name: str, stream: str, data: xr.Dataset) -> str:
 
 
 def _fact(result: xr.DataTree, name: str) -> str:
+    if name == "corpus":
+        corpus, content = _corpus(result)
+        return f"{corpus} ({content[:_DIGEST]})" if content else corpus
     group, key = _FACTS[name]
     given: Any = provenance(result).get(group, {}).get(key)
-    text = "-" if given is None else str(given)
-    return text.replace("\\", "/").rsplit("/", 1)[-1] if name == "corpus" else text
+    return "-" if given is None else str(given)
+
+
+def _corpus(result: xr.DataTree) -> tuple[str, str]:
+    """Name of the text, without the way to it that older files hold, and hash; empty where a result has none."""
+    windows = provenance(result).get("windows", {})
+    name = str(windows.get("corpus") or "-").replace("\\", "/")
+    return name.rsplit("/", 1)[-1], str(windows.get("file_sha256") or windows.get("text_sha256") or "")
+
+
+def _one_text(first: xr.DataTree, other: xr.DataTree) -> bool:
+    """Whether two corpora are one, under whatever names; a result without hash goes by the name."""
+    (name, content), (other_name, other_content) = _corpus(first), _corpus(other)
+    return content == other_content if content and other_content else name == other_name
 
 
 def _fact_table(results: Mapping[str, xr.DataTree]) -> Table:

@@ -45,6 +45,13 @@ class ResultError(RopescopeError):
     """A result file is damaged, incompatible, or cannot be written."""
 
 
+class UnreadableError(RopescopeError):
+    """A result file cannot be read now: in use, not permitted, the disk fails. What it holds is not known.
+
+    No `ResultError`, which says that a file holds nothing worth keeping and may be replaced.
+    """
+
+
 def first_line(error: BaseException) -> str:
     """What an error of another library says, on one line."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

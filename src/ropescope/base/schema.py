@@ -11,8 +11,9 @@ from typing import Any
 
 import xarray as xr
 
-from ropescope.base.errors import ResultError, first_line
+from ropescope.base.errors import ResultError
 from ropescope.base.files import written_whole
+from ropescope.measurement.results import reading
 
 
 @dataclass(frozen=True)
@@ -50,17 +51,15 @@ class Schema:
         ------
         ResultError
             If the file is missing, damaged, of another kind, or of another schema version.
+        UnreadableError
+            If another process holds the file open for writing, it may not be read, or the disk fails.
         """
-        if not Path(path).is_file():
-            kind = "is a folder" if Path(path).is_dir() else "does not exist"
-            raise ResultError(f"cannot read {path}: it {kind}; give a file written by '{self.command}'")
-        try:
+        with reading(Path(path), self.again):
+            if not Path(path).is_file():
+                kind = "is a folder" if Path(path).is_dir() else "does not exist"
+                raise ResultError(f"cannot read {path}: it {kind}; give a file written by '{self.command}'")
             with closing(xr.open_dataset(path, engine="h5netcdf", decode_times=False)) as opened:
                 data = opened.load().drop_encoding()
-        except Exception as error:  # a damaged file makes HDF5 raise almost any type
-            raise ResultError(
-                f"{path} is damaged or no NetCDF4 file ({first_line(error)}): copy it again or {self.again}"
-            ) from error
         self.check(data, str(path))
         return data
 

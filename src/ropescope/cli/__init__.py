@@ -23,9 +23,12 @@ from ropescope.cli.options import app
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command; bad input exits with 2 after one line, an interrupt with 130."""
+    # figures go into files; a notebook leaves a backend in the environment that may not exist here
+    os.environ["MPLBACKEND"] = "agg"
     try:
         with _processes():
             app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+            print(end="", flush=True)
     except (RopescopeError, CycloptsError) as error:
         _say(" ".join(str(error).split()))
         sys.exit(2)

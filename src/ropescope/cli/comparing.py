@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from ropescope.base.errors import InputError
-from ropescope.cli.drawing import make_folder, save_figure
+from ropescope.cli.drawing import drawing, make_folder, save_figure, write_text
 from ropescope.cli.options import Format, Stream, app, load_results, parse_heads, streams_of
+from ropescope.cli.printing import say
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -68,13 +69,16 @@ def compare(
         raise InputError("compare got '*' or 'none' in --heads; name each head as LAYER:HEAD")
     by_pair = len(loaded) > 1 and (pair_by_pair(loaded) if view == "auto" else view == "pairs")
     compared, lived = _sections(loaded, by_pair, top)
-    print("\n\n".join(section.text() for section in (*compared, *(lived if where or not compared else ()))))
     make_folder(output_dir)
     stem = results[0].stem
-    print(f"\nfindings: {_write(output_dir / f'{stem}-compare.md', (*compared, *lived))}")
-    for name, figure in _figures(loaded, by_pair, chosen, streams_of(stream)):
-        for extension in format:
-            print(f"figure: {save_figure(figure, output_dir / f'{stem}-compare-{name}.{extension}')}")
+    markdown = "\n\n".join(section.markdown() for section in (*compared, *lived)) + "\n"
+    findings = write_text(output_dir / f"{stem}-compare.md", markdown)
+    say("\n\n".join(section.text() for section in (*compared, *(lived if where or not compared else ()))))
+    say(f"\nfindings: {findings}")
+    with drawing(f"the findings are in {findings}"):
+        for name, figure in _figures(loaded, by_pair, chosen, streams_of(stream)):
+            for extension in format:
+                say(f"figure: {save_figure(figure, output_dir / f'{stem}-compare-{name}.{extension}')}")
 
 
 def _sections(
@@ -87,14 +91,6 @@ def _sections(
     if len(results) > 1:
         compared = same_places(results, top=top) if by_pair else (spread_compared(results),)
     return compared, tuple(where_bands_live(result, name) for name, result in results.items())
-
-
-def _write(path: Path, sections: tuple[Section, ...]) -> Path:
-    from ropescope.base.files import check_target, written_whole
-
-    with written_whole(check_target(path)) as partial:
-        partial.write_text("\n\n".join(section.markdown() for section in sections) + "\n", encoding="utf-8")
-    return path
 
 
 def _figures(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ropescope.base.axes import STREAMS
 from ropescope.cli.drawing import draw_result, make_folder, save_figure
 from ropescope.cli.options import PAPER_SELECTIONS, app
+from ropescope.cli.printing import say
 from ropescope.cli.reporting import write_report
 
 if TYPE_CHECKING:
@@ -31,21 +32,21 @@ def demo(*, output_dir: Path = Path("ropescope-demo")) -> None:
 
     make_folder(output_dir)
     target = output_dir / "builtin.nc"
-    print("SmolLM2-135M-Instruct on the language reference of Python, 2 windows of 4096 tokens\n")
+    say("SmolLM2-135M-Instruct on the language reference of Python, 2 windows of 4096 tokens\n")
     loaded, tokenizer = rs.load_model("builtin")
-    print(rs.probe(loaded), end="\n\n")
+    say(rs.probe(loaded), end="\n\n")
     windows = rs.token_windows(tokenizer, "builtin", length=4096, count=2)
     result = rs.measure(loaded, windows, norm_heads=[(None, None)], progress=True)
     rs.save(result, target)
-    print(summary_text(result))
-    print(f"\nresult: {target}")
+    say(summary_text(result))
+    say(f"\nresult: {target}")
     for written in draw_result(result, "builtin", [], STREAMS, ("png",), output_dir):
-        print(f"figure: {written}")
-    print(_WHAT_TO_LOOK_AT)
+        say(f"figure: {written}")
+    say(_WHAT_TO_LOOK_AT)
     swept = _demo_sweep(loaded, tokenizer, result, output_dir)
     page = check_target(output_dir / "builtin.html")
     write_report({"builtin": result}, page, {"builtin": swept})
-    print(f"\nAll of it to explore, in a browser and offline: {output_dir / page.name}")
+    say(f"\nAll of it to explore, in a browser and offline: {output_dir / page.name}")
 
 
 def _demo_sweep(model: Any, tokenizer: Any, result: xr.DataTree, folder: Path) -> xr.Dataset:
@@ -56,7 +57,7 @@ def _demo_sweep(model: Any, tokenizer: Any, result: xr.DataTree, folder: Path) -
     from ropescope.evaluation.sweep.dataset import SWEEP
     from ropescope.evaluation.sweep.in_words import findings
 
-    print("\nWhat matters? Perplexity on other text, 4 windows of 1024 tokens, as the pairs are turned down\n")
+    say("\nWhat matters? Perplexity on other text, 4 windows of 1024 tokens, as the pairs are turned down\n")
     data = rs.sweep(
         model,
         rs.token_windows(tokenizer, "builtin", split="test", length=1024, count=4),
@@ -66,8 +67,8 @@ def _demo_sweep(model: Any, tokenizer: Any, result: xr.DataTree, folder: Path) -
         progress=True,
     )
     SWEEP.save(data, (folder / "builtin-sweep.nc").resolve())
-    print(f"figure: {save_figure(sweep_curves({'builtin': data}), folder / 'builtin-curves.png')}\n")
-    print("\n".join(findings(data)))
+    say(f"figure: {save_figure(sweep_curves({'builtin': data}), folder / 'builtin-curves.png')}\n")
+    say("\n".join(findings(data)))
     return data
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ropescope.base.errors import ResultError
+from ropescope.base.errors import InputError, ResultError, RopescopeError, first_line
+from ropescope.cli.printing import say
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -14,19 +16,52 @@ if TYPE_CHECKING:
 
 def report_sweep(data: xr.Dataset, target: Path, model: str) -> None:
     """Print the table, and write it and the curves beside the sweep."""
-    from ropescope.base.files import check_target, written_whole
-    from ropescope.display.figures.curves import sweep_curves
-    from ropescope.evaluation.sweep.changes import sweep_table
+    from ropescope.evaluation.sweep.changes import Format, sweep_table
     from ropescope.evaluation.sweep.in_words import findings
 
-    print(sweep_table(data), end="\n\n")
-    print("\n".join(findings(data)))
-    save_figure(sweep_curves({model: data}), target.with_suffix(".png"))
-    with written_whole(check_target(target.with_suffix(".md"))) as partial:
-        partial.write_text(sweep_table(data, format="markdown"))
-    with written_whole(check_target(target.with_suffix(".csv"))) as partial:
-        partial.write_text(sweep_table(data, format="csv"))
-    print(f"\nsweep: {target}\ncurves and tables: the same name with .png, .md and .csv")
+    formats: tuple[tuple[str, Format], ...] = ((".md", "markdown"), (".csv", "csv"))
+    for extension, format in formats:
+        write_text(target.with_suffix(extension), sweep_table(data, format=format))
+    try:
+        with drawing(f"the sweep is in {target}"):
+            from ropescope.display.figures.curves import sweep_curves
+
+            save_figure(sweep_curves({model: data}), target.with_suffix(".png"))
+    finally:
+        say(sweep_table(data), end="\n\n")
+        say("\n".join(findings(data)))
+        say(f"\nsweep: {target}\ncurves and tables: the same name with .png, .md and .csv")
+
+
+def check_companions(target: Path, extensions: Iterable[str]) -> None:
+    """Say before long work whether the files beside an output can be written, none of them over it."""
+    from ropescope.base.files import check_target
+
+    for extension in extensions:
+        if target.suffix.lower() == extension:
+            raise InputError(f"got --output {target}, but {extension} is for the table beside it: end it with .nc")
+        check_target(target.with_suffix(extension))
+
+
+@contextmanager
+def drawing(kept: str) -> Iterator[None]:
+    """Say in one line what keeps Matplotlib from drawing; `kept` says what is not lost."""
+    try:
+        yield
+    except RopescopeError:
+        raise
+    except Exception as error:  # settings of a person may fail anywhere in it
+        raise ResultError(
+            f"cannot draw: {first_line(error)}; {kept}: mend Matplotlib's settings, then run 'ropescope figures'"
+        ) from error
+
+
+def write_text(path: Path, text: str) -> Path:
+    from ropescope.base.files import check_target, written_whole
+
+    with written_whole(check_target(path)) as partial:
+        partial.write_text(text, encoding="utf-8")
+    return path
 
 
 def draw_result(
@@ -37,27 +72,31 @@ def draw_result(
     formats: Iterable[str],
     folder: Path,
 ) -> Iterable[Path]:
-    from ropescope.analysis.heads import default_heads
-    from ropescope.display.figures.heads import panel
-    from ropescope.display.figures.maps import overview
-
     make_folder(folder)
-    for stream in streams:
-        shown = [(int(layer or 0), int(head or 0)) for layer, head in heads] or default_heads(result, stream)
-        drawn = {"panel": panel(result, shown, stream), "overview": overview(result, stream)}
-        for name, figure in drawn.items():
-            for extension in formats:
-                yield save_figure(figure, folder / f"{stem}-{stream}-{name}.{extension}")
+    with drawing("the result is as it was"):
+        from ropescope.analysis.heads import default_heads
+        from ropescope.display.figures.heads import panel
+        from ropescope.display.figures.maps import overview
+
+        for stream in streams:
+            shown = [(int(layer or 0), int(head or 0)) for layer, head in heads] or default_heads(result, stream)
+            drawn = {"panel": panel(result, shown, stream), "overview": overview(result, stream)}
+            for name, figure in drawn.items():
+                for extension in formats:
+                    yield save_figure(figure, folder / f"{stem}-{stream}-{name}.{extension}")
 
 
 def draw_sweeps(paths: list[Path], formats: Iterable[str], folder: Path) -> Iterable[Path]:
-    from ropescope.display.figures.curves import sweep_curves
     from ropescope.evaluation.sweep.dataset import SWEEP
 
-    figure = sweep_curves({path.stem: SWEEP.load(path) for path in paths})
+    sweeps = {path.stem: SWEEP.load(path) for path in paths}
     make_folder(folder)
-    for extension in formats:
-        yield save_figure(figure, folder / f"{paths[0].stem}-curves.{extension}")
+    with drawing("the sweeps are as they were"):
+        from ropescope.display.figures.curves import sweep_curves
+
+        figure = sweep_curves(sweeps)
+        for extension in formats:
+            yield save_figure(figure, folder / f"{paths[0].stem}-curves.{extension}")
 
 
 def save_figure(figure: Any, path: Path) -> Path:

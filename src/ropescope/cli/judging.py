@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from ropescope.base.errors import ResultError
-from ropescope.cli.drawing import make_folder, report_sweep
+from ropescope.cli.drawing import check_companions, make_folder, report_sweep
 from ropescope.cli.options import (
     OUTPUT_GROUP,
     PAPER_SELECTIONS,
@@ -24,6 +24,7 @@ from ropescope.cli.options import (
     stem_of,
     windows_of,
 )
+from ropescope.cli.printing import say
 
 
 @app.command
@@ -78,6 +79,7 @@ def sweep(
     from ropescope.interventions.weighting import weighted_rope
 
     target = check_target(output or Path(f"{stem_of(model)}-{stem_of(text.corpus)}-{text.length}-sweep.nc"))
+    check_companions(target, (".png", ".md", ".csv"))
     measured = rs.load(result)
     masks = {name: rs.select(measured, name) for name in select}
     loaded, tokenizer = load_chosen(model, options)
@@ -135,4 +137,4 @@ def bake(
     with quiet():
         loaded.save_pretrained(output)
         tokenizer.save_pretrained(output)
-    print(f"{mask}, alpha {alpha}\ncheckpoint: {output}")
+    say(f"{mask}, alpha {alpha}\ncheckpoint: {output}")

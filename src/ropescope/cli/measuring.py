@@ -22,12 +22,14 @@ from ropescope.cli.options import (
     app,
     leading,
     load_chosen,
+    loading,
     parse_heads,
     sharing,
     stem_of,
     streams_of,
     windows_of,
 )
+from ropescope.cli.printing import say
 
 
 @app.command
@@ -36,17 +38,18 @@ def inspect(model: ModelName, *, options: ModelOptions = ModelOptions()) -> None
 
     One line for every group of layers that rotate alike: query and key heads, head dimensions, pairing, number of
     pairs, shortest and longest wavelength in tokens, pairs of zero frequency, layers without rotation (NoPE). Then the
-    pairs that are silent: exactly zero, whatever the input.
+    pairs that are silent: exactly zero, whatever the input. The model needs no tokenizer.
 
     Example: `ropescope inspect builtin`
     """
     import ropescope as rs
+    from ropescope.model.loading import load_bare_model
 
-    loaded, _ = load_chosen(model, options)
+    loaded = load_bare_model(model, **loading(options))
     card = rs.probe(loaded)
     dtype = str(loaded.dtype).removeprefix("torch.")
-    print(f"{model}: {type(loaded).__name__}, {len(card.layers)} attention layers, {dtype}")
-    print(card)
+    say(f"{model}: {type(loaded).__name__}, {len(card.layers)} attention layers, {dtype}")
+    say(card)
 
 
 @app.command
@@ -99,8 +102,8 @@ def measure(
         progress=True,
     )
     if leading():
-        print(summary_text(result))
-        print(f"\nresult: {target}\nfigures: ropescope figures {target}")
+        say(summary_text(result))
+        say(f"\nresult: {target}\nfigures: ropescope figures {target}")
 
 
 @app.command
@@ -143,10 +146,10 @@ def figures(
     for path in results:
         if path not in sweeps:
             for written in draw_result(rs.load(path), path.stem, chosen, streams_of(stream), format, output_dir):
-                print(written)
+                say(written)
     if sweeps:
         for written in draw_sweeps(sweeps, format, output_dir):
-            print(written)
+            say(written)
 
 
 @app.command
@@ -175,10 +178,11 @@ def select(
     import ropescope as rs
 
     mask = rs.select(rs.load(result), selection)
-    print(mask)
+    written = None if output is None else mask.save(output, overwrite=overwrite)
+    say(mask)
     for layer, counts in zip(
         mask.layers, zip(*(mask.counts()[name].values for name in STREAMS), strict=True), strict=True
     ):
-        print(f"  layer {layer:>3}  query {counts[0]:>5}  key {counts[1]:>5}")
-    if output is not None:
-        print(f"mask: {mask.save(output, overwrite=overwrite)}")
+        say(f"  layer {layer:>3}  query {counts[0]:>5}  key {counts[1]:>5}")
+    if written is not None:
+        say(f"mask: {written}")

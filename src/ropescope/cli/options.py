@@ -39,7 +39,13 @@ PAPER_SELECTIONS = tuple(PAPER)
 TENTHS = tuple(step / 10 for step in range(11))
 
 ResultPath = Annotated[Path, Parameter(help="Result file of `ropescope measure`.")]
-ModelName = Annotated[str, Parameter(help="Hub id, local folder, .gguf file, or `builtin` (SmolLM2-135M-Instruct).")]
+ModelName = Annotated[
+    str,
+    Parameter(
+        help="Hub id, local folder, .gguf file, or `builtin` (SmolLM2-135M-Instruct). A GGUF file is converted once; "
+        "the copy stays in `~/.cache/ropescope` (or where `ROPESCOPE_CACHE` says) until you delete that folder."
+    ),
+]
 
 
 @Parameter(name="*", group=MODEL_GROUP)
@@ -69,7 +75,7 @@ class TextOptions:
     """Which text, and how to cut it into windows."""
 
     corpus: str = "wikitext"
-    "wikitext, c4, builtin (Python's language reference), any hub data set, or a .txt, .jsonl or .parquet file."
+    "wikitext, c4, builtin (Python's language), any hub data set, or a file: .txt .md .jsonl .json .csv .tsv .parquet."
     config: str | None = None
     "Configuration of a hub data set."
     split: str | None = None
@@ -120,6 +126,12 @@ class MeasureOptions:
 
 def load_chosen(model: str, options: ModelOptions) -> tuple[Any, Any]:
     import ropescope as rs
+
+    return rs.load_model(model, **loading(options))
+
+
+def loading(options: ModelOptions) -> dict[str, Any]:
+    """Arguments of `load_model`."""
     from ropescope.run.workers import all_launched, local_device
 
     workers = all_launched()
@@ -129,16 +141,8 @@ def load_chosen(model: str, options: ModelOptions) -> tuple[Any, Any]:
             "over the same devices; start one process, or give --tensor-parallel instead"
         )
     spread = options.device_map is not None or options.tensor_parallel
-    return rs.load_model(
-        model,
-        device=local_device(workers) if options.device == "auto" and not spread else options.device,
-        dtype=options.dtype,
-        revision=options.revision,
-        attn_implementation=options.attn_implementation,
-        device_map=options.device_map,
-        tensor_parallel=options.tensor_parallel,
-        trust_remote_code=options.trust_remote_code,
-    )
+    placed = options.device == "auto" and not spread
+    return vars(options) | ({"device": local_device(workers)} if placed else {})
 
 
 def sharing(options: ModelOptions) -> ProcessGroup | None:
@@ -157,8 +161,9 @@ def leading() -> bool:
 
 def windows_of(tokenizer: Any, text: TextOptions, default_split: str | None = None) -> Tensor:
     import ropescope as rs
+    from ropescope.model.corpora import local_file
 
-    default = None if Path(text.corpus).is_file() else default_split
+    default = None if local_file(text.corpus) else default_split
     return rs.token_windows(
         tokenizer,
         text.corpus,
@@ -205,5 +210,6 @@ def parse_heads(texts: Iterable[str]) -> list[tuple[int | None, int | None]]:
 
 def stem_of(name: str) -> str:
     """The last part of a hub id or path, without its suffix."""
-    last = Path(name.rstrip("/")).name
-    return last.removesuffix(".gguf").removesuffix(".txt").removesuffix(".jsonl").removesuffix(".parquet")
+    from ropescope.model.documents import bare_name
+
+    return bare_name(name).removesuffix(".gguf")

@@ -10,6 +10,7 @@ from cyclopts import Parameter
 
 from ropescope.base.errors import InputError
 from ropescope.cli.options import OUTPUT_GROUP, app, load_results, named
+from ropescope.cli.printing import say
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -48,7 +49,7 @@ def report(
     sweeps = {name: SWEEP.load(path) for name, path in named(swept).items()}
     tasks = {name: TASKS.load(path) for name, path in named(evaluated).items()}
     write_report(results, target, sweeps, tasks)
-    print(f"report: {output} ({target.stat().st_size / 1e6:.1f} MB)")
+    say(f"report: {output} ({target.stat().st_size / 1e6:.1f} MB)")
 
 
 def write_report(

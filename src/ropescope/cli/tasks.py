@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Group, Parameter
 
+from ropescope.cli.drawing import check_companions, write_text
 from ropescope.cli.options import (
     OUTPUT_GROUP,
     ModelName,
@@ -20,11 +21,13 @@ from ropescope.cli.options import (
     sharing,
     stem_of,
 )
+from ropescope.cli.printing import say
 
 if TYPE_CHECKING:
     import xarray as xr
 
 HARNESS_GROUP = Group("Harness", sort_key=3)
+_FORMATS: dict[str, Literal["markdown", "csv", "json"]] = {".md": "markdown", ".csv": "csv", ".json": "json"}
 PAPER_TASKS = ("hellaswag", "truthfulqa_mc1", "truthfulqa_mc2", "mmlu")
 
 
@@ -97,6 +100,7 @@ def tasks(
 
     check_installed()
     target = check_target(output or Path(f"{stem_of(model)}-tasks.nc"))
+    check_companions(target, _FORMATS)
     measured = rs.load(result)
     masks = {name: rs.select(measured, name) for name in select}
     settings = {"apply_chat_template": True} if chat_template else {}
@@ -121,16 +125,14 @@ def tasks(
 
 def _report(data: xr.Dataset, target: Path) -> None:
     """Print the table, and write it in every format beside the scores; exit with 1 if a task failed."""
-    from ropescope.base.files import check_target, written_whole
-    from ropescope.evaluation.tasks.table import Format, compared, tasks_table
+    from ropescope.evaluation.tasks.table import compared, tasks_table
 
     rows = compared(data)
-    print(tasks_table(data, rows=rows))
-    formats: tuple[tuple[str, Format], ...] = (("md", "markdown"), ("csv", "csv"), ("json", "json"))
-    for extension, format in formats:
-        with written_whole(check_target(target.with_suffix(f".{extension}"))) as partial:
-            partial.write_text(tasks_table(data, format=format, rows=rows).rstrip("\n") + "\n")
-    print(f"\nscores: {target}\ntables: the same name with .md, .csv and .json")
+    for extension, format in _FORMATS.items():
+        text = tasks_table(data, format=format, rows=rows)
+        write_text(target.with_suffix(extension), text.rstrip("\n") + "\n")
+    say(tasks_table(data, rows=rows))
+    say(f"\nscores: {target}\ntables: the same name with .md, .csv and .json")
     failed = json.loads(data.attrs["provenance"])["failed"]
     for reason in failed.values():
         print(f"ropescope: {reason}", file=sys.stderr)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
-from collections.abc import Mapping, Sequence
-from contextlib import closing
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
@@ -14,7 +17,7 @@ import numpy as np
 import xarray as xr
 
 from ropescope.base.axes import BIN, HEAD_AXIS, KEY, LAYER, PAIR, POSITION, QUERY, SEQUENCE, STREAMS
-from ropescope.base.errors import InputError, ResultError, did_you_mean, first_line
+from ropescope.base.errors import InputError, ResultError, UnreadableError, did_you_mean, first_line
 from ropescope.base.files import check_target, written_whole
 
 SCHEMA = "ropescope-measurement"
@@ -234,26 +237,67 @@ def load(path: str | Path) -> xr.DataTree:
     ------
     ResultError
         The file is missing, damaged, not a ropescope result, or of another schema version.
+    UnreadableError
+        Another process holds the file open for writing, it may not be read, or the disk fails.
     """
-    _check_source(Path(path))
-    try:
+    with reading(Path(path), "measure again"):
+        _check_source(Path(path))
         _read_attributes(Path(path))
         with closing(xr.open_datatree(path, engine="h5netcdf", decode_times=False)) as opened:
             tree = _without_encoding(opened.load())
-    except Exception as error:  # a damaged file makes HDF5 raise almost any type
-        raise ResultError(
-            f"{path} is damaged or cut short ({first_line(error)}): copy it again or measure again"
-        ) from error
     _check_layout(tree, str(path))
     tree.attrs["schema_version"] = int(tree.attrs["schema_version"])
     return tree
+
+
+@contextmanager
+def reading(path: Path, again: str) -> Iterator[None]:
+    """Say of a NetCDF4 file that cannot be read whether it is damaged or only out of reach.
+
+    Parameters
+    ----------
+    path : Path
+    again : str
+        What to do to have a damaged file anew.
+
+    Raises
+    ------
+    ResultError
+        The file is damaged.
+    UnreadableError
+        Another process holds the file open for writing, it may not be read, or the disk fails.
+    """
+    try:
+        yield
+    except ResultError:
+        raise
+    except Exception as error:  # a damaged file makes HDF5 raise almost any type
+        if reason := _out_of_reach(error):
+            raise UnreadableError(f"cannot read {path} now: {reason}; it is left as it is") from error
+        raise ResultError(f"{path} is damaged or cut short ({first_line(error)}): copy it again or {again}") from error
+
+
+def _out_of_reach(error: Exception) -> str | None:
+    """What the system says; None where it says nothing, so that the content must be at fault."""
+    if isinstance(error, MemoryError):
+        return "the memory does not suffice"
+    if not isinstance(error, OSError):
+        return None
+    told = re.search(r"errno = (\d+)", str(error))
+    number = error.errno or (int(told[1]) if told else 0)
+    if number in (errno.EAGAIN, errno.EWOULDBLOCK):
+        return "another process holds it open for writing; wait until that has closed it"
+    # the last three are what the system says to places in a file that a damaged one points to
+    silent = number in (0, errno.EINVAL, errno.EFBIG, errno.EOVERFLOW)
+    return None if silent else f"{os.strerror(number)}; see to that first"
 
 
 def schema_of(path: str | Path) -> str | None:
     """The schema that a NetCDF file says it follows, such as "ropescope-sweep"; None where it says nothing readable."""
     import h5py
 
-    _check_source(Path(path))
+    with reading(Path(path), "make it again"):
+        _check_source(Path(path))
     try:
         with h5py.File(path, "r") as file:
             return str(file.attrs["schema"])
@@ -410,11 +454,8 @@ def _check_source(path: Path) -> None:
     if not path.is_file():
         kind = "is a folder" if path.is_dir() else "does not exist"
         raise ResultError(f"cannot read {path}: it {kind}; give a result file written by 'ropescope measure'")
-    try:
-        with path.open("rb") as file:
-            signature = file.read(len(HDF5_SIGNATURE))
-    except OSError as error:
-        raise ResultError(f"cannot read {path}: {first_line(error)}; check that you may read it") from error
+    with path.open("rb") as file:
+        signature = file.read(len(HDF5_SIGNATURE))
     if signature != HDF5_SIGNATURE:
         raise ResultError(f"{path} is not a NetCDF4 file; give a result file written by 'ropescope measure'")
 

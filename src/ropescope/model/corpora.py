@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import platform
 import random
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ropescope.base.errors import CorpusError, did_you_mean, first_line
-
-if TYPE_CHECKING:
-    pass
+from ropescope.model.documents import bare_name, documents_of, file_digest, text_of
 
 BUILTIN = "builtin"
 HUB_CORPORA = {"wikitext": ("Salesforce/wikitext", "wikitext-103-raw-v1"), "c4": ("allenai/c4", "en")}
 JOIN = "\n\n"
 SHUFFLE_BUFFER = 10_000
 
-_TABLES = (".jsonl", ".json", ".parquet")
-_TEXTS = (".txt", ".raw", ".md")
 _TITLE = re.compile(r" = [^=].* = \n")
 _COMMIT = re.compile(r"@([0-9a-f]{40})/")
 
@@ -64,13 +59,35 @@ def open_corpus(request: Request) -> Corpus:
     CorpusError
         When the text cannot be had; the message says what to do.
     """
-    name, path = request.name, request.path
-    if name == BUILTIN or (path.is_file() and name not in HUB_CORPORA):
-        return _local(request)
-    looks_like_path = path.suffix in (*_TABLES, *_TEXTS) or name.startswith(("/", ".", "~")) or name.count("/") > 1
-    if looks_like_path and not path.exists():
+    corpus = _local(request) if request.name == BUILTIN or local_file(request.name) else _dataset(request)
+    documents = _with_text(request.name, corpus.documents, as_stored=request.separator is not None)
+    return replace(corpus, documents=documents)
+
+
+def local_file(name: str) -> bool:
+    """Whether a corpus is a file of this machine; a data set's own name comes first.
+
+    Raises
+    ------
+    CorpusError
+        When it looks like a path, but of no file: there is nothing, or a pipe or device.
+    """
+    path = Path(name).expanduser()
+    try:
+        is_file, is_there = path.is_file(), path.exists()
+    except OSError as error:
+        raise CorpusError(
+            f"{name!r} cannot be looked at ({first_line(error)}): give a file that you may read"
+        ) from error
+    if name in HUB_CORPORA or (is_there and path.is_dir()):
+        return False
+    if is_there and not is_file:
+        raise CorpusError(
+            f"{name!r} is a pipe or device, which cannot be read twice: write its content to a file first"
+        )
+    if not is_there and (bare_name(name) != Path(name).name or name.startswith(("/", ".", "~")) or name.count("/") > 1):
         raise CorpusError(f"no such file or folder: {name!r}")
-    return _dataset(request)
+    return is_file
 
 
 def _local(request: Request) -> Corpus:
@@ -103,64 +120,31 @@ def _language_reference(request: Request) -> tuple[Iterable[str], dict[str, obje
 
 
 def _file(request: Request) -> tuple[Iterable[str], dict[str, object]]:
-    path, column = request.path, request.column
     if request.split is not None:
         fix = "leave it out, or give the file of that split"
         raise CorpusError(f"split={request.split!r}: the file {request.name!r} has no splits; {fix}")
-    if path.stat().st_size == 0:
-        raise CorpusError(f"file '{path}' is empty")
-    if path.suffix in (".jsonl", ".json"):
-        return _json_lines(path, column), {"column": column}
-    if path.suffix == ".parquet":
-        return _parquet(path, column), {"column": column}
-    return [_decoded(path.read_bytes(), f"file '{path}'")], {}
+    documents, facts = documents_of(request.path, request.column)
+    return documents, {"corpus": request.path.name, **facts}
 
 
-def _decoded(raw: bytes, where: str) -> str:
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise CorpusError(f"{where} is not UTF-8 text (byte {error.start}): convert it to UTF-8") from error
+def _with_text(name: str, documents: Iterable[str], *, as_stored: bool) -> Iterator[str]:
+    """The documents with more in them than white space: to join the others would make windows of separators.
 
-
-def _text(row: object, column: str, where: str) -> str:
-    if not isinstance(row, dict):
-        raise CorpusError(f"{where} is not an object with columns but {type(row).__name__}")
-    if column not in row:
-        raise CorpusError(f"{where} has no column {column!r}: {did_you_mean(column, row)}")
-    if not isinstance(row[column], str):
-        raise CorpusError(f"{where}: column {column!r} holds {type(row[column]).__name__}, not text")
-    return str(row[column])
-
-
-def _json_lines(path: Path, column: str) -> Iterator[str]:
-    with path.open("rb") as file:
-        for number, raw in enumerate(file, start=1):
-            where = f"line {number} of '{path}'"
-            line = _decoded(raw, where)
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise CorpusError(f"{where} is not JSON ({error.msg}): write one object a line") from error
-            yield _text(row, column, where)
-
-
-def _parquet(path: Path, column: str) -> Iterator[str]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            if column not in names:
-                raise CorpusError(f"'{path}' has no column {column!r}: {did_you_mean(column, names)}")
-            rows = (row for batch in file.iter_batches(columns=[column]) for row in batch.to_pylist())
-            for number, row in enumerate(rows, start=1):
-                yield _text(row, column, f"row {number} of '{path}'")
-    except pa.ArrowException as error:
-        raise CorpusError(f"'{path}' cannot be read as Parquet: {first_line(error)}") from error
+    Where the caller gave the separator, rows may be lines, so blank ones stay; but not where there is nothing else.
+    """
+    found, blank = 0, list[str]()
+    for document in documents:
+        if not document or document.isspace():
+            blank.append(document)
+            continue
+        found += 1
+        yield from blank if as_stored else ()
+        blank.clear()
+        yield document
+    if not found:
+        held = f"all of its {len(blank)} documents are empty" if blank else "there are no documents"
+        raise CorpusError(f"corpus {name!r} holds no text, {held}: give another text or column")
+    yield from blank if as_stored else ()
 
 
 def _dataset(request: Request) -> Corpus:
@@ -175,6 +159,8 @@ def _dataset(request: Request) -> Corpus:
     facts["revision"] = commit[1] if commit else request.revision
     if name in HUB_CORPORA:
         facts["id"] = location
+    elif request.path.is_dir():
+        facts |= {"corpus": request.path.resolve().name, "file_sha256": _digest(files.get(split, ()))}
     if location == HUB_CORPORA["wikitext"][0] and request.separator is None:
         documents = _articles(_rows(name, rows, request.column))
         if seed is not None:
@@ -184,6 +170,16 @@ def _dataset(request: Request) -> Corpus:
         rows, facts["shuffle"] = rows.shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER), f"buffer of {SHUFFLE_BUFFER}"
     join = JOIN if request.separator is None else request.separator
     return Corpus(_rows(name, rows, request.column), join, facts)
+
+
+def _digest(files: Iterable[str]) -> str | None:
+    """SHA-256 over the files of a split; None where they are not of this machine."""
+    digest, paths = hashlib.sha256(), [Path(str(file)) for file in files]
+    for path in paths:
+        if not path.is_file():
+            return None
+        digest.update(file_digest(path).encode())
+    return digest.hexdigest() if paths else None
 
 
 def _splits(name: str, location: str, config: str | None, revision: str | None) -> tuple[Any, Any]:
@@ -201,7 +197,7 @@ def _splits(name: str, location: str, config: str | None, revision: str | None) 
 def _unavailable(name: str, location: str, config: str | None, revision: str | None, error: Exception) -> str:
     import datasets
 
-    own_file = "or give the path of a .txt, .jsonl or .parquet file"
+    own_file = "or give the path of a .txt, .jsonl, .csv or .parquet file"
     if isinstance(error, ConnectionError):
         return f"data set {name!r}: the hub cannot be reached ({first_line(error)}); go online, {own_file}"
     if isinstance(error, datasets.exceptions.DatasetNotFoundError):
@@ -227,7 +223,7 @@ def _rows(name: str, rows: Any, column: str) -> Iterator[str]:
 
     try:
         for number, row in enumerate(rows, start=1):
-            yield _text(row, column, f"row {number} of data set {name!r}")
+            yield text_of(row, column, f"row {number} of data set {name!r}")
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise CorpusError(f"data set {name!r} broke off while being read: {first_line(error)}") from error
 

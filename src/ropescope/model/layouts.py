@@ -155,22 +155,19 @@ def read_layouts(trajectories: Sequence[Trajectory], places: Tensor, known: Sequ
         alike = [heard for heard in layers if heard.head_dim == head_dim]
         settled = _settled([heard for heard in alike if heard.layer in turning], turning)
         still = [heard for heard in alike if heard.layer not in turning]
-        found |= settled | _still(still, list(settled.values()), head_dim)
+        found |= settled | _still(still, list(settled.values()), head_dim, known)
     return [found[heard.layer] for heard in layers]
 
 
 def _settled(layers: Sequence[_Heard], fitting: dict[int, list[Reading]]) -> dict[int, Reading]:
-    """One reading for every layer that moves: the only one that fits it, or that which other layers have alone."""
-    alone = [fitting[heard.layer][0] for heard in layers if len(fitting[heard.layer]) == 1]
-    chosen = {heard.layer: _common(_shared(fitting[heard.layer], alone, heard), heard) for heard in layers}
+    """One reading for every layer that moves: what fits it, in a layout that other layers leave no doubt about."""
+    sure = {fitting[heard.layer][0].pairing for heard in layers if len(fitting[heard.layer]) == 1}
+    chosen = {heard.layer: _common(_shared(fitting[heard.layer], sure), heard) for heard in layers}
     return {heard.layer: _completed(chosen[heard.layer], list(chosen.values()), heard) for heard in layers}
 
 
-def _shared(readings: list[Reading], alone: Sequence[Reading], heard: _Heard) -> list[Reading]:
-    if len(readings) == 1:
-        return readings
-    tolerance = heard.speed_tolerance
-    return [reading for reading in readings if any(reading.agrees(other, tolerance) for other in alone)] or readings
+def _shared(readings: list[Reading], sure: set[Pairing]) -> list[Reading]:
+    return [reading for reading in readings if reading.pairing in sure] or readings
 
 
 def _common(readings: Sequence[Reading], heard: _Heard) -> Reading:
@@ -188,8 +185,11 @@ def _common(readings: Sequence[Reading], heard: _Heard) -> Reading:
 
 
 def _completed(reading: Reading, others: Sequence[Reading], heard: _Heard) -> Reading:
-    """Frequencies that are not known, from the layers that agree on those that are, if these have one answer."""
-    if not reading.frequency.isnan().any():
+    """Frequencies that are not known, from the layers that agree on those that are, if these have one answer.
+
+    Of the model's own frequencies all that fit have been looked at already.
+    """
+    if reading.matched or not reading.frequency.isnan().any():
         return reading
     known = torch.stack([other.frequency for other in others if other.agrees(reading, heard.speed_tolerance)])
     mean = known.nanmean(0)
@@ -201,13 +201,16 @@ def _with_frequency(reading: Reading, frequency: Tensor) -> Reading:
     return Reading(reading.pairing, frequency, reading.matched)
 
 
-def _still(layers: Sequence[_Heard], found: Sequence[Reading], head_dim: int) -> dict[int, Reading]:
+def _still(
+    layers: Sequence[_Heard], found: Sequence[Reading], head_dim: int, known: Sequence[Tensor]
+) -> dict[int, Reading]:
     """Layers where nothing moves: NoPE if all can be heard, else whatever other layers do that would not be heard."""
     seen = Counter(reading.pairing for reading in found)
     usual = seen.most_common(1)[0][0] if seen else Pairing("half-split", 0, head_dim - head_dim % 2)
     nope = Reading(usual, torch.zeros(usual.pairs, dtype=torch.float64), False)
     complete = {heard.layer: nope for heard in layers if heard.audible.all()}
-    possible = [*found, *list(complete.values())[:1]]
+    own = [Reading(pairing, values, True) for pairing in seen for values in known if len(values) == pairing.pairs]
+    possible = [*found, *own, *list(complete.values())[:1]]
     rest = [heard for heard in layers if heard.layer not in complete]
     return complete | {heard.layer: _unheard(heard, possible, nope) for heard in rest}
 

@@ -6,6 +6,7 @@ import hashlib
 import os
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -49,7 +50,10 @@ def token_windows(
         The tokenizer that belongs to the model.
     corpus
         ``"wikitext"`` (WikiText-103 raw), ``"c4"``, ``"builtin"`` (the language reference inside every CPython), a
-        ``.txt``, ``.jsonl`` or ``.parquet`` file, or a data set on the hub or in a folder, which is streamed.
+        file, or a data set on the hub or in a folder, which is streamed. A file is read as its suffix says: plain
+        text (``.txt``, ``.md``, ``.raw``, ... or none), JSON (``.jsonl``, ``.ndjson``, ``.jsonlines``, ``.json``),
+        ``.csv`` or ``.tsv`` with a line of names, ``.parquet`` or ``.pq``; all but Parquet also compressed (``.gz``,
+        ``.bz2``, ``.xz``). Others are refused.
     split
         Part of the data set; ``"validation"`` unless said otherwise. Files have none.
     length
@@ -61,16 +65,17 @@ def token_windows(
     config, revision
         Configuration, and branch, tag or commit, of a data set.
     column
-        Where the rows of a data set, ``.jsonl`` or ``.parquet`` file hold the text.
+        Where the rows of a data set or of a file with columns hold the text.
     separator
-        Between documents; a blank line by default. WikiText is by default the published file, byte for byte; with a
-        separator, its rows (lines) are joined as the data set stores them.
+        Between documents; a blank line by default, and empty documents are left out. WikiText is by default the
+        published file, byte for byte. With a separator, rows (WikiText's are lines) are joined as they are stored.
     bos
         Whether each window begins with the beginning-of-sequence token; ``"auto"`` does as the tokenizer does.
 
     Returns
     -------
-    Token ids (sequence, position), int64, whose ``protocol`` says how they came about.
+    TokenWindows
+        Token ids (sequence, position), int64, whose ``protocol`` says how they came about.
 
     Raises
     ------
@@ -156,7 +161,9 @@ def _shape_facts(windows: Tensor) -> dict[str, object]:
 
 
 def _name(tokenizer: PreTrainedTokenizerBase) -> str:
-    return getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
+    """A hub name as it is, a file or folder without the way to it."""
+    name = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
+    return Path(name).name if Path(name).exists() else name
 
 
 def _encoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], list[int]]:
@@ -206,10 +213,10 @@ def _cut(name: str, ids: list[int], prefix: list[int], length: int, count: int |
     available = len(ids) // body
     if available < (count or 1):
         asked = f"{count or 1} window{'s' if (count or 1) > 1 else ''} of {length} tokens"
-        fix = f"ask for count={available} or fewer" if available else f"use length={len(ids) + len(prefix)} or less"
-        raise CorpusError(
-            f"corpus {name!r} holds {len(ids)} tokens, {available} windows, but {asked} asked for: {fix}, or more text"
-        )
+        room = len(ids) + len(prefix)
+        fewer = f"ask for count={available} or fewer, or" if available else f"use length={room} or less, or"
+        fix = f"{fewer} more text" if room > max(1, len(prefix)) else "give more text"
+        raise CorpusError(f"corpus {name!r} holds {len(ids)} tokens, {available} windows, but {asked} asked for: {fix}")
     rows = torch.tensor(ids[: (count or available) * body], dtype=torch.int64).view(-1, body)
     first = torch.tensor(prefix, dtype=torch.int64).expand(len(rows), -1)
     return torch.cat([first, rows], dim=1)

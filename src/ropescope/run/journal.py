@@ -208,8 +208,11 @@ def _begun(journal: Journal, output: Path, wanted: Mapping[str, Any]) -> str:
             partial.write_text(json.dumps({"begun": now, "configuration": wanted}))
         return now
     record: Any = None
-    with suppress(OSError, ValueError):
-        record = json.loads(path.read_bytes())
+    try:
+        with suppress(FileNotFoundError, ValueError):
+            record = json.loads(path.read_bytes())
+    except OSError as error:
+        raise ResultError(f"cannot read {path} now: {first_line(error)}; the cells beside it are kept") from error
     found = record.get("configuration") if isinstance(record, dict) else None
     if found != wanted:
         other = f"other {', '.join(_differences(found, wanted))}" if isinstance(found, dict) else "unreadable"

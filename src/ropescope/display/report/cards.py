@@ -47,8 +47,8 @@ class Card:
 def card(result: xr.DataTree, name: str) -> Card:
     """Describe a result; `name` stands in for a model without an id."""
     facts = provenance(result)
-    model, windows = _mapping(facts.get("model")), _mapping(facts.get("windows"))
-    corpus = " ".join(short_name(str(windows[part])) for part in ("corpus", "config", "split") if windows.get(part))
+    model, windows = _mapping(facts.get("model")), _without_ways(_mapping(facts.get("windows")))
+    corpus = " ".join(str(windows[part]) for part in ("corpus", "config", "split") if windows.get(part))
     parameters = {key: value for key, value in _mapping(facts.get("parameters")).items() if key not in windows}
     count, length = windows.get("windows"), windows.get("length") or parameters.get("length")
     size = f"{count} windows of {length} tokens" if count and length else ""
@@ -67,6 +67,11 @@ def card(result: xr.DataTree, name: str) -> Card:
 
 def _mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
+
+
+def _without_ways(windows: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Files by their names alone; older results hold the way to them."""
+    return {**windows, **{key: short_name(str(windows[key])) for key in ("corpus", "tokenizer") if windows.get(key)}}
 
 
 def _rows(facts: Mapping[str, Any]) -> Rows:
