@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import xarray as xr
 
-from ropescope.measurement.results import KeptNorms, build_result
+from ropescope.measurement.labelling import KeptNorms, build_result
 
 BASE = 10_000.0
 BAND_HEAD = (0, 1)

@@ -19,10 +19,9 @@ import xarray as xr
 
 from ropescope.base.errors import InputError, ResultError, UnreadableError
 from ropescope.evaluation.sweep.dataset import SWEEP
+from ropescope.measurement.labelling import KeptNorms, build_result
 from ropescope.measurement.results import (
     PAIR_VARIABLES,
-    KeptNorms,
-    build_result,
     check_target,
     load,
     mean_over_sequences,

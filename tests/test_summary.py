@@ -9,7 +9,8 @@ import pytest
 import xarray as xr
 
 from ropescope.base.errors import InputError
-from ropescope.measurement.results import PAIR_VARIABLES, build_result
+from ropescope.measurement.labelling import build_result
+from ropescope.measurement.results import PAIR_VARIABLES
 from ropescope.measurement.summary import Band, Counts, bands, counts, format_tokens, summary_text
 from synthetic import BAND_HEAD, BAND_PAIRS, MISSING_PAIRS, UNDEFINED, synthetic_result
 

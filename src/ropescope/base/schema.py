@@ -13,7 +13,7 @@ import xarray as xr
 
 from ropescope.base.errors import ResultError
 from ropescope.base.files import written_whole
-from ropescope.measurement.results import reading
+from ropescope.base.netcdf import reading
 
 
 @dataclass(frozen=True)

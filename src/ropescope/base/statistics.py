@@ -80,7 +80,8 @@ def permutation_p(values: np.ndarray, group: np.ndarray, *, draws: int = DRAWS, 
 
     def difference(first: np.ndarray, other: np.ndarray, axis: int) -> np.ndarray:
         # Sums in another order differ in their last bits, which would break ties.
-        return np.round(abs(first.mean(axis) - other.mean(axis)), 12)
+        rounded: np.ndarray = np.round(abs(first.mean(axis) - other.mean(axis)), 12)
+        return rounded
 
     scaled = (values - values.min()) / max(float(np.ptp(values)), np.finfo(np.float64).tiny)
     if min(group.sum(), (~group).sum()) == 1:

@@ -134,8 +134,8 @@ def figures(
         Folder for the files, made if it does not exist.
     """
     import ropescope as rs
+    from ropescope.base.netcdf import schema_of
     from ropescope.evaluation.sweep.dataset import SWEEP
-    from ropescope.measurement.results import schema_of
 
     if not results:
         raise InputError("figures got no result file; name at least one: ropescope figures RESULT.nc")

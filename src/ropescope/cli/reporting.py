@@ -71,9 +71,9 @@ def write_report(
 
 def _sorted(paths: Sequence[Path]) -> tuple[list[Path], list[Path], list[Path]]:
     """Measurements, sweeps and tasks; what is none of them goes with the measurements, whose loading says so."""
+    from ropescope.base.netcdf import schema_of
     from ropescope.evaluation.sweep.dataset import SWEEP
     from ropescope.evaluation.tasks.dataset import TASKS
-    from ropescope.measurement.results import schema_of
 
     schemas = {path: schema_of(path) for path in paths}
     sweeps, tasks = ([p for p in paths if schemas[p] == each.name] for each in (SWEEP, TASKS))

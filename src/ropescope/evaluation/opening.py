@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ropescope.base.netcdf import schema_of
 from ropescope.evaluation.sweep.dataset import SWEEP
 from ropescope.evaluation.tasks.dataset import TASKS
 from ropescope.interventions.masks import PairMask
 from ropescope.measurement.results import load as load_measurement
-from ropescope.measurement.results import schema_of
 
 _MASK = ".safetensors"
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ropescope.base.axes import QUERY, STREAMS
+from ropescope.measurement.labelling import KeptNorms, build_result
 from ropescope.measurement.reduction import VARIABLES
-from ropescope.measurement.results import KeptNorms, build_result
 
 if TYPE_CHECKING:
     import xarray as xr
