@@ -17,6 +17,7 @@ from ropescope.cli.options import (
     ModelOptions,
     ResultPath,
     app,
+    join,
     leading,
     load_chosen,
     sharing,
@@ -82,6 +83,7 @@ def sweep(
     check_companions(target, (".png", ".md", ".csv"))
     measured = rs.load(result)
     masks = {name: rs.select(measured, name) for name in select}
+    join()
     loaded, tokenizer = load_chosen(model, options)
     data = rs.sweep(
         loaded,

@@ -19,6 +19,7 @@ from ropescope.cli.options import (
     Stream,
     TextOptions,
     app,
+    join,
     leading,
     load_chosen,
     loading,
@@ -45,11 +46,14 @@ def inspect(model: ModelName, *, options: ModelOptions = ModelOptions()) -> None
     import ropescope as rs
     from ropescope.models import load_bare_model
 
+    if options.tensor_parallel:
+        join()
     loaded = load_bare_model(model, **loading(options))
     card = rs.probe(loaded)
     dtype = str(loaded.dtype).removeprefix("torch.")
-    say(f"{model}: {type(loaded).__name__}, {len(card.layers)} attention layers, {dtype}")
-    say(card)
+    if leading():
+        say(f"{model}: {type(loaded).__name__}, {len(card.layers)} attention layers, {dtype}")
+        say(card)
 
 
 @app.command
@@ -86,6 +90,7 @@ def measure(
     target = output or Path(f"{stem_of(model)}-{stem_of(text.corpus)}-{text.length}.nc")
     # A run that died between writing its file and dropping its journal has both; the library tells whether they match.
     check_target(target, overwrite=overwrite or journal_folder(target).exists())
+    join()
     loaded, tokenizer = load_chosen(model, options)
     windows = windows_of(tokenizer, text)
     result = rs.measure(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 Format = Literal["png", "svg", "pdf"]
 Stream = Literal["query", "key", "both"]
+
+# What is open until the command ends.
+RUN = ExitStack()
 
 app = App(
     name="ropescope",
@@ -121,6 +125,13 @@ class MeasureOptions:
     "Windows in one forward pass; auto takes as many as the memory of the GPU holds."
     norm_heads: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative="")] = ("*:0",)
     "LAYER:HEAD whose norms are kept for heatmaps; `*` is every one, `none` keeps none. Default head 0 of every layer."
+
+
+def join() -> None:
+    """Join the processes that torchrun started until the command ends; what can be checked alone comes before."""
+    from ropescope.launch import launched
+
+    RUN.enter_context(launched())
 
 
 def load_chosen(model: str, options: ModelOptions) -> tuple[Any, Any]:

@@ -16,6 +16,7 @@ from ropescope.cli.options import (
     ModelOptions,
     ResultPath,
     app,
+    join,
     leading,
     load_chosen,
     sharing,
@@ -104,6 +105,7 @@ def tasks(
     measured = rs.load(result)
     masks = {name: rs.select(measured, name) for name in select}
     settings = {"apply_chat_template": True} if chat_template else {}
+    join()
     loaded, tokenizer = load_chosen(model, options)
     data = rs.evaluate_tasks(
         loaded,
