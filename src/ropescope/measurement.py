@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tqdm import tqdm
 
 from ropescope.attention import AttentionCall, intercepted
 from ropescope.batching import AUTO, Batches, BatchSize, batches_of
@@ -29,6 +28,7 @@ from ropescope.files import check_target
 from ropescope.journal import Journal, drop_journal, journal_of, unseen
 from ropescope.live import check_windows, input_device, model_provenance, undisturbed
 from ropescope.probing import RotaryCard, probe
+from ropescope.progress import progress as steps_of
 from ropescope.reduction import LARGEST_NORM, Frames, PassEnded, Reducer
 from ropescope.results import load, provenance, save
 from ropescope.windows import windows_protocol
@@ -83,7 +83,7 @@ def measure(
         whole result, the first writes it. None is this process alone, or, where transformers has spread the model
         over processes (tensor parallelism), all of those.
     progress
-        Show a progress bar on a terminal.
+        Show how far it is: a bar on a terminal, elsewhere a line every 30 seconds.
 
     Returns
     -------
@@ -165,14 +165,14 @@ class _Pass:
         collection = Collection(card, self.reducer, self.windows.shape[1], known + ahead)
         for name in done:
             collection.add(units[name], self._known(name))
-        shown = None if progress and self.workers.leading else True
-        with tqdm(total=known + ahead, initial=known, unit="window", disable=shown) as bar:
+        shown = progress and self.workers.leading
+        with steps_of("measure", known + ahead, "window", known=known, shown=shown) as steps:
             for batch, reduced in self.batches.run([units[name] for name in left], self._reduced):
                 for unit, cell in _cells(batch, reduced, self.batches):
                     collection.add(unit, cell)
                     if self.journal is not None and self.workers.keeping:
                         self.journal.write_arrays(self.batches.name(unit[0]), cell)
-                bar.update(len(batch))
+                steps.update(len(batch))
         collection.share(self.workers)
         return collection
 

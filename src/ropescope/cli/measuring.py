@@ -23,6 +23,7 @@ from ropescope.cli.options import (
     leading,
     load_chosen,
     loading,
+    opening,
     parse_heads,
     sharing,
     stem_of,
@@ -48,7 +49,9 @@ def inspect(model: ModelName, *, options: ModelOptions = ModelOptions()) -> None
 
     if options.tensor_parallel:
         join()
-    loaded = load_bare_model(model, **loading(options))
+    given = loading(options)
+    with opening(model):
+        loaded = load_bare_model(model, **given)
     card = rs.probe(loaded)
     dtype = str(loaded.dtype).removeprefix("torch.")
     if leading():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -137,7 +137,16 @@ def join() -> None:
 def load_chosen(model: str, options: ModelOptions) -> tuple[Any, Any]:
     import ropescope as rs
 
-    return rs.load_model(model, **loading(options))
+    given = loading(options)
+    with opening(model):
+        return rs.load_model(model, **given)
+
+
+def opening(model: str) -> AbstractContextManager[Any]:
+    """Say off a terminal, while the block runs, for how long a model has been loading."""
+    from ropescope.progress import progress
+
+    return progress(f"loading {model}", shown=leading())
 
 
 def loading(options: ModelOptions) -> dict[str, Any]:
