@@ -134,6 +134,6 @@ def test_a_library_call_without_progress_says_nothing(
 def test_the_command_says_that_it_loads(
     saved: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    slowly(monkeypatch, "ropescope.models.load_model")
+    slowly(monkeypatch, "ropescope.models._loaded")
     cli.main(["inspect", str(saved)])
     assert f"loading {saved}: 0 s so far\n" in capsys.readouterr().err

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ropescope.batching import check_batch_size
+from ropescope.arguments import check_batch_size
 from ropescope.errors import InputError
 from ropescope.fingerprint import fingerprint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from ropescope.arguments import BatchSize
     from ropescope.axes import TokenIds
-    from ropescope.batching import BatchSize
 
 
 def model_provenance(model: PreTrainedModel) -> dict[str, object]:

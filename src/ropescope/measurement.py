@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ropescope.arguments import AUTO, BatchSize, check_analysis_window, check_frames
 from ropescope.attention import AttentionCall, intercepted
-from ropescope.batching import AUTO, Batches, BatchSize, batches_of
+from ropescope.batching import Batches, batches_of
 from ropescope.collection import Collection
-from ropescope.entropy import analysis_window, check_frames
 from ropescope.errors import InputError, NonFiniteError, ResultError
 from ropescope.files import check_target
 from ropescope.journal import Journal, drop_journal, journal_of, unseen
@@ -119,7 +119,7 @@ def measure(
     frames = Frames(frame_length, hop_length, window)
     check_windows(model, windows, batch_size)
     check_frames(windows.shape[1], frame_length, hop_length)
-    analysis_window(window, frame_length)
+    check_analysis_window(window)
     workers = workers_of(model, group)
     batches = batches_of(batch_size, model.device.type, workers)
     card = probe(model, positions=windows.shape[1])

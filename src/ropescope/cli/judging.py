@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
+from ropescope.arguments import check_batch_size, check_share
 from ropescope.cli.drawing import check_companions, make_folder, report_sweep
 from ropescope.cli.options import (
     OUTPUT_GROUP,
@@ -17,6 +18,8 @@ from ropescope.cli.options import (
     ModelOptions,
     ResultPath,
     app,
+    check_model,
+    check_text,
     join,
     leading,
     load_chosen,
@@ -25,7 +28,7 @@ from ropescope.cli.options import (
     windows_of,
 )
 from ropescope.cli.printing import say
-from ropescope.errors import ResultError
+from ropescope.errors import InputError, ResultError
 
 
 @app.command
@@ -74,23 +77,29 @@ def sweep(
         Replace the sweep file if it holds another sweep.
     """
     import ropescope as rs
-    from ropescope.evaluation.plan import Controls
-    from ropescope.evaluation.sweep import rotation_kept
+    from ropescope.evaluation.plan import Controls, planned
     from ropescope.files import check_target
-    from ropescope.interventions import weighted_rope
 
+    check_model(options)
+    check_text(text, "test")
+    check_batch_size(batch_size)
     target = check_target(output or Path(f"{stem_of(model)}-{stem_of(text.corpus)}-{text.length}-sweep.nc"))
     check_companions(target, (".png", ".md", ".csv"))
     measured = rs.load(result)
     masks = {name: rs.select(measured, name) for name in select}
+    controls = Controls(random_seeds, measured, control_alphas)
+    planned(masks, alphas, controls)
     join()
     loaded, tokenizer = load_chosen(model, options)
+    from ropescope.evaluation.sweep import rotation_kept
+    from ropescope.interventions import weighted_rope
+
     data = rs.sweep(
         loaded,
         windows_of(tokenizer, text, "test"),
         masks,
         alphas=alphas,
-        controls=Controls(random_seeds, measured, control_alphas),
+        controls=controls,
         intervention=rotation_kept if derotate else weighted_rope,
         path=target,
         overwrite=overwrite,
@@ -128,12 +137,19 @@ def bake(
         Expression, or a selection by name, as in `ropescope select`.
     """
     import ropescope as rs
-    from ropescope.models import quiet
+    from ropescope.files import check_folder
 
+    check_share("alpha", alpha)
+    if options.tensor_parallel:
+        raise InputError("bake got --tensor-parallel, but writes the whole model; leave it out, or use --device-map")
+    check_model(options)
+    check_folder(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ResultError(f"cannot write {output}: it exists and is not an empty folder; choose another --output")
     mask = rs.select(rs.load(result), select)
     loaded, tokenizer = load_chosen(model, options)
+    from ropescope.models import quiet
+
     rs.bake(loaded, mask, alpha)
     make_folder(output)
     with quiet():

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from ropescope.arguments import check_analysis_window, check_batch_size, check_frames
 from ropescope.axes import STREAMS
 from ropescope.cli.drawing import draw_result, draw_sweeps
 from ropescope.cli.options import (
@@ -19,10 +20,13 @@ from ropescope.cli.options import (
     Stream,
     TextOptions,
     app,
+    check_model,
+    check_text,
     join,
     leading,
     load_chosen,
     loading,
+    named,
     opening,
     parse_heads,
     sharing,
@@ -45,10 +49,12 @@ def inspect(model: ModelName, *, options: ModelOptions = ModelOptions()) -> None
     Example: `ropescope inspect builtin`
     """
     import ropescope as rs
-    from ropescope.models import load_bare_model
 
+    check_model(options)
     if options.tensor_parallel:
         join()
+    from ropescope.models import load_bare_model
+
     given = loading(options)
     with opening(model):
         loaded = load_bare_model(model, **given)
@@ -86,11 +92,17 @@ def measure(
     """
     import ropescope as rs
     from ropescope.files import check_target
-    from ropescope.journal import journal_folder
-    from ropescope.summary import summary_text
 
     norm_heads = parse_heads(how.norm_heads)
+    check_model(options)
+    check_text(text)
+    check_frames(text.length, how.frame_length, how.hop_length)
+    check_analysis_window(how.window)
+    check_batch_size(how.batch_size)
     target = output or Path(f"{stem_of(model)}-{stem_of(text.corpus)}-{text.length}.nc")
+    check_target(target)
+    from ropescope.journal import journal_folder
+
     # A run that died between writing its file and dropping its journal has both; the library tells whether they match.
     check_target(target, overwrite=overwrite or journal_folder(target).exists())
     join()
@@ -110,6 +122,8 @@ def measure(
         progress=True,
     )
     if leading():
+        from ropescope.summary import summary_text
+
         say(summary_text(result))
         say(f"\nresult: {target}\nfigures: ropescope figures {target}")
 
@@ -143,10 +157,13 @@ def figures(
     """
     import ropescope as rs
     from ropescope.evaluation.records import SWEEP
+    from ropescope.files import check_folder
     from ropescope.results import schema_of
 
     if not results:
         raise InputError("figures got no result file; name at least one: ropescope figures RESULT.nc")
+    named(results)
+    check_folder(output_dir)
     chosen = parse_heads(heads)
     if any(None in place for place in chosen):
         raise InputError("figures got '*' in --heads; name each head as LAYER:HEAD")
@@ -184,7 +201,10 @@ def select(
         Replace the mask file if it exists.
     """
     import ropescope as rs
+    from ropescope.files import check_target
 
+    if output is not None:
+        check_target(output, overwrite=overwrite)
     mask = rs.select(rs.load(result), selection)
     written = None if output is None else mask.save(output, overwrite=overwrite)
     say(mask)

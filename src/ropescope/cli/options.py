@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, Group, Parameter
 
+from ropescope.arguments import check_cut, check_dtype, check_place
 from ropescope.axes import STREAMS
 from ropescope.errors import InputError
 
@@ -125,6 +127,24 @@ class MeasureOptions:
     "Windows in one forward pass; auto takes as many as the memory of the GPU holds."
     norm_heads: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative="")] = ("*:0",)
     "LAYER:HEAD whose norms are kept for heatmaps; `*` is every one, `none` keeps none. Default head 0 of every layer."
+
+
+def check_model(options: ModelOptions) -> None:
+    """Say what is wrong with how a model is asked for before it, or torch, is loaded."""
+    from ropescope.launch import launch_of
+
+    launch = launch_of(os.environ) if options.tensor_parallel else None
+    check_dtype(options.dtype)
+    check_place(options.device, options.device_map, options.tensor_parallel, 1 if launch is None else launch.size)
+
+
+def check_text(text: TextOptions, default_split: str | None = None) -> None:
+    """Say what is wrong with a text and its windows before a model is loaded."""
+    from ropescope.corpora import Request, check_request, local_file
+
+    check_cut(text.length, text.count)
+    split = text.split or (None if local_file(text.corpus) else default_split)
+    check_request(Request(text.corpus, split, text.config, text.column, text.separator, None, text.seed))
 
 
 def join() -> None:

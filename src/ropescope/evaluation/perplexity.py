@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
-from ropescope.batching import AUTO, BatchSize, batches_of
+from ropescope.arguments import AUTO, BatchSize
+from ropescope.batching import batches_of
 from ropescope.errors import InputError, ModelError, NonFiniteError
 from ropescope.live import check_windows, input_device, undisturbed, vocabulary_size
 from ropescope.progress import progress as steps_of

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
+from ropescope.arguments import AUTO, BatchSize
 from ropescope.axes import STREAMS
-from ropescope.batching import AUTO, BatchSize, batches_of
+from ropescope.batching import batches_of
 from ropescope.errors import ResultError
 from ropescope.evaluation.perplexity import check_scoring, perplexity, protocol
 from ropescope.evaluation.plan import ALPHAS, THREE_SEEDS, Controls, Plan, intervention_name, mask_digest, planned
