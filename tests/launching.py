@@ -23,7 +23,9 @@ def torchrun(processes: int, *arguments: str) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS)}
+    """That of this process, its own import path included, so that what is started imports what this process does."""
+    path = os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
 
 
 def run(command: list[str]) -> subprocess.CompletedProcess[str]:

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from ropescope.base.arguments import MAIN_LOBE
 from ropescope.base.entropy import (
-    MAIN_LOBE,
     analysis_window,
     frame_power,
     sequence_fe,

@@ -16,6 +16,7 @@ import pytest
 import xarray as xr
 
 from architectures import LLAMA, tokens
+from launching import environment
 from ropescope.base.errors import ResultError
 from ropescope.measurement import measure as measurement
 from ropescope.measurement.measure import measure
@@ -256,7 +257,7 @@ def test_killed_processes_end_with_the_same_bytes(tmp_path: Path) -> None:
     """SIGKILL strikes one of two processes, the other, or both, at ten random moments; one or three go on."""
     ran = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", textwrap.dedent(KILLED), tmp_path],
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"},
+        env=environment(),
         capture_output=True,
         text=True,
         timeout=300,

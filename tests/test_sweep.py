@@ -21,6 +21,7 @@ import pytest
 import xarray as xr
 
 from architectures import LLAMA, QWEN3, state_of, tokens
+from launching import environment
 from ropescope import journal as journal_module
 from ropescope.base.errors import InputError, ResultError
 from ropescope.evaluation import sweep as sweep_module
@@ -202,7 +203,7 @@ def test_killed_runs_end_with_the_same_bytes(tmp_path: Path) -> None:
     """11 files are put in place: the configuration, 9 cells, the dataset; SIGKILL strikes just before or after one."""
     ran = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", textwrap.dedent(KILLED), tmp_path],
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)},
+        env=environment(),
         capture_output=True,
         text=True,
     )

@@ -22,7 +22,8 @@ from architectures import LLAMA, LLAMA4, QWEN3, Architecture, tokens
 from ropescope.base.errors import InputError, ModelError, NonFiniteError
 from ropescope.evaluation.sweep.arms import Controls
 from ropescope.model.access import model_provenance
-from ropescope.run.workers import Workers, launched
+from ropescope.run.launch import launched
+from ropescope.run.workers import Workers
 
 FRAMES = {"frame_length": 32, "hop_length": 16}
 ARCHITECTURES = (LLAMA, LLAMA4, QWEN3)

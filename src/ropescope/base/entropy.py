@@ -12,15 +12,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch.signal import windows as signal_windows
 
-from ropescope.base.errors import InputError, did_you_mean
+from ropescope.base.arguments import check_analysis_window, check_frames
+from ropescope.base.errors import InputError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ropescope.base.axes import Entropy, Power, Signal
 
-# Half the width of the main lobe in bins: the bins 0..lobe over which the window spreads a constant.
-MAIN_LOBE = {"hann": 1, "hamming": 1, "blackman": 2, "rectangular": 0}
 _TINY = torch.finfo(torch.float32).tiny
 
 
@@ -221,23 +220,9 @@ def spectral_entropy(power: Power) -> Entropy:
     return entropy.clamp_max(1.0).masked_fill(total.squeeze(-1) == 0, math.nan)
 
 
-def check_frames(length: int, frame_length: int, hop_length: int) -> None:
-    """Raise InputError unless a signal of `length` positions holds at least one frame."""
-    if frame_length < 4:
-        raise InputError(f"frame_length got {frame_length}; a frame needs at least 4 tokens")
-    if hop_length < 1:
-        raise InputError(f"hop_length got {hop_length}; frames must advance by at least 1 token")
-    if length < frame_length:
-        raise InputError(
-            f"a signal of {length} positions is shorter than one frame of {frame_length}; "
-            f"use at least {frame_length} tokens or a shorter frame_length"
-        )
-
-
 def analysis_window(name: str, length: int, device: torch.device | None = None) -> Tensor:
     """The periodic analysis window of that name, float32, shape (length,)."""
-    if name not in MAIN_LOBE:
-        raise InputError(f"unknown analysis window {name!r}; {did_you_mean(name, MAIN_LOBE)}")
+    check_analysis_window(name)
     if name == "rectangular":
         return torch.ones(length, device=device)
     make = {"hann": signal_windows.hann, "hamming": signal_windows.hamming, "blackman": signal_windows.blackman}[name]

@@ -31,6 +31,23 @@ def check_target(path: str | Path, *, overwrite: bool = True) -> Path:
     return target
 
 
+def check_folder(path: str | Path) -> Path:
+    """Say before long work whether files could be written to a folder, which need not exist yet; give its full path.
+
+    Raises
+    ------
+    ResultError
+        What is there is no folder, or cannot be written.
+    """
+    folder = Path(path).resolve()
+    there = next(place for place in (folder, *folder.parents) if place.exists())
+    if not there.is_dir():
+        raise ResultError(f"cannot make the folder {folder}: {there} is a file; choose another folder")
+    if not os.access(there, os.W_OK):
+        raise ResultError(f"cannot write to {folder}: no permission; choose a folder that can be written")
+    return folder
+
+
 @contextmanager
 def written_whole(target: Path) -> Iterator[Path]:
     """Give a path to write to, and rename it onto `target` once the block ends well; else nothing is left.

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 from cyclopts import CycloptsError
 
@@ -18,7 +16,7 @@ from ropescope.cli import (  # noqa: F401  they register their commands
     reporting,
     tasks,
 )
-from ropescope.cli.options import app
+from ropescope.cli.options import RUN, app
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -26,7 +24,7 @@ def main(arguments: list[str] | None = None) -> None:
     # figures go into files; a notebook leaves a backend in the environment that may not exist here
     os.environ["MPLBACKEND"] = "agg"
     try:
-        with _processes():
+        with RUN:
             app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
             print(end="", flush=True)
     except (RopescopeError, CycloptsError) as error:
@@ -40,24 +38,16 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(1)
 
 
-def _several() -> bool:
-    """Whether torchrun or accelerate started more than one process; what these share is loaded for them only."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
-
-
-def _processes() -> AbstractContextManager[Any]:
-    if not _several():
-        return nullcontext()
-    from ropescope.run.workers import launched
-
-    return launched()
-
-
 def _say(line: str) -> None:
     """One line for the whole run, from whichever of its processes comes first."""
-    if _several():
-        from ropescope.run.workers import first_to_speak
+    if _first_to_speak():
+        print(f"ropescope: {line}", file=sys.stderr)
 
-        if not first_to_speak():
-            return
-    print(f"ropescope: {line}", file=sys.stderr)
+
+def _first_to_speak() -> bool:
+    from ropescope import launch
+
+    joined = sys.modules.get("ropescope.run.workers")
+    if joined is None or joined.all_launched().group is None:
+        return launch.first_to_speak()
+    return bool(joined.first_to_speak())

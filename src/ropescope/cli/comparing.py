@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from ropescope.base.arguments import check_at_least
 from ropescope.base.errors import InputError
 from ropescope.cli.drawing import drawing, make_folder, save_figure, write_text
 from ropescope.cli.options import Format, Stream, app, load_results, parse_heads, streams_of
@@ -59,14 +60,18 @@ def compare(
     output_dir
         Folder for the files, made if it does not exist.
     """
-    from ropescope.analysis.comparability import pair_by_pair
+    from ropescope.base.files import check_folder
 
     if not results:
         raise InputError("compare got no result file; name at least one: ropescope compare RESULT.nc OTHER.nc")
-    loaded = load_results(results)
+    check_at_least("top", top, 0)
+    check_folder(output_dir)
     chosen = [(layer, head) for layer, head in parse_heads(heads) if layer is not None and head is not None]
     if len(chosen) < len(heads):
         raise InputError("compare got '*' or 'none' in --heads; name each head as LAYER:HEAD")
+    loaded = load_results(results)
+    from ropescope.analysis.comparability import pair_by_pair
+
     by_pair = len(loaded) > 1 and (pair_by_pair(loaded) if view == "auto" else view == "pairs")
     compared, lived = _sections(loaded, by_pair, top)
     make_folder(output_dir)

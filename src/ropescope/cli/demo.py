@@ -29,11 +29,13 @@ def demo(*, output_dir: Path = Path("ropescope-demo")) -> None:
     import ropescope as rs
     from ropescope.base.files import check_target
     from ropescope.measurement.summary import summary_text
+    from ropescope.run.progress import progress
 
     make_folder(output_dir)
     target = output_dir / "builtin.nc"
     say("SmolLM2-135M-Instruct on the language reference of Python, 2 windows of 4096 tokens\n")
-    loaded, tokenizer = rs.load_model("builtin")
+    with progress("loading builtin"):
+        loaded, tokenizer = rs.load_model("builtin")
     say(rs.probe(loaded), end="\n\n")
     windows = rs.token_windows(tokenizer, "builtin", length=4096, count=2)
     result = rs.measure(loaded, windows, norm_heads=[(None, None)], progress=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ropescope.base.errors import InputError, ResultError, RopescopeError, first_line
+from ropescope.cli.options import named
 from ropescope.cli.printing import say
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def draw_result(
 def draw_sweeps(paths: list[Path], formats: Iterable[str], folder: Path) -> Iterable[Path]:
     from ropescope.evaluation.sweep.dataset import SWEEP
 
-    sweeps = {path.stem: SWEEP.load(path) for path in paths}
+    sweeps = {name: SWEEP.load(path) for name, path in named(paths).items()}
     make_folder(folder)
     with drawing("the sweeps are as they were"):
         from ropescope.display.figures.curves import sweep_curves

@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from ropescope.base.errors import ResultError
+from ropescope.base.arguments import check_batch_size, check_share
+from ropescope.base.errors import InputError, ResultError
 from ropescope.cli.drawing import check_companions, make_folder, report_sweep
 from ropescope.cli.options import (
     OUTPUT_GROUP,
@@ -18,6 +19,9 @@ from ropescope.cli.options import (
     ModelOptions,
     ResultPath,
     app,
+    check_model,
+    check_text,
+    join,
     leading,
     load_chosen,
     sharing,
@@ -74,21 +78,28 @@ def sweep(
     """
     import ropescope as rs
     from ropescope.base.files import check_target
-    from ropescope.evaluation.sweep.arms import Controls
-    from ropescope.evaluation.sweep.sweeping import rotation_kept
-    from ropescope.interventions.weighting import weighted_rope
+    from ropescope.evaluation.sweep.arms import Controls, planned
 
+    check_model(options)
+    check_text(text, "test")
+    check_batch_size(batch_size)
     target = check_target(output or Path(f"{stem_of(model)}-{stem_of(text.corpus)}-{text.length}-sweep.nc"))
     check_companions(target, (".png", ".md", ".csv"))
     measured = rs.load(result)
     masks = {name: rs.select(measured, name) for name in select}
+    controls = Controls(random_seeds, measured, control_alphas)
+    planned(masks, alphas, controls)
+    join()
     loaded, tokenizer = load_chosen(model, options)
+    from ropescope.evaluation.sweep.sweeping import rotation_kept
+    from ropescope.interventions.weighting import weighted_rope
+
     data = rs.sweep(
         loaded,
         windows_of(tokenizer, text, "test"),
         masks,
         alphas=alphas,
-        controls=Controls(random_seeds, measured, control_alphas),
+        controls=controls,
         intervention=rotation_kept if derotate else weighted_rope,
         path=target,
         overwrite=overwrite,
@@ -126,12 +137,19 @@ def bake(
         Expression, or a selection by name, as in `ropescope select`.
     """
     import ropescope as rs
-    from ropescope.model.loading import quiet
+    from ropescope.base.files import check_folder
 
+    check_share("alpha", alpha)
+    if options.tensor_parallel:
+        raise InputError("bake got --tensor-parallel, but writes the whole model; leave it out, or use --device-map")
+    check_model(options)
+    check_folder(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ResultError(f"cannot write {output}: it exists and is not an empty folder; choose another --output")
     mask = rs.select(rs.load(result), select)
     loaded, tokenizer = load_chosen(model, options)
+    from ropescope.model.loading import quiet
+
     rs.bake(loaded, mask, alpha)
     make_folder(output)
     with quiet():

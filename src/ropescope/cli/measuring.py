@@ -7,6 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from ropescope.base.arguments import check_analysis_window, check_batch_size, check_frames
 from ropescope.base.axes import STREAMS
 from ropescope.base.errors import InputError
 from ropescope.cli.drawing import draw_result, draw_sweeps
@@ -20,9 +21,14 @@ from ropescope.cli.options import (
     Stream,
     TextOptions,
     app,
+    check_model,
+    check_text,
+    join,
     leading,
     load_chosen,
     loading,
+    named,
+    opening,
     parse_heads,
     sharing,
     stem_of,
@@ -43,13 +49,20 @@ def inspect(model: ModelName, *, options: ModelOptions = ModelOptions()) -> None
     Example: `ropescope inspect builtin`
     """
     import ropescope as rs
+
+    check_model(options)
+    if options.tensor_parallel:
+        join()
     from ropescope.model.loading import load_bare_model
 
-    loaded = load_bare_model(model, **loading(options))
+    given = loading(options)
+    with opening(model):
+        loaded = load_bare_model(model, **given)
     card = rs.probe(loaded)
     dtype = str(loaded.dtype).removeprefix("torch.")
-    say(f"{model}: {type(loaded).__name__}, {len(card.layers)} attention layers, {dtype}")
-    say(card)
+    if leading():
+        say(f"{model}: {type(loaded).__name__}, {len(card.layers)} attention layers, {dtype}")
+        say(card)
 
 
 @app.command
@@ -79,13 +92,20 @@ def measure(
     """
     import ropescope as rs
     from ropescope.base.files import check_target
-    from ropescope.measurement.summary import summary_text
-    from ropescope.run.journal import journal_folder
 
     norm_heads = parse_heads(how.norm_heads)
+    check_model(options)
+    check_text(text)
+    check_frames(text.length, how.frame_length, how.hop_length)
+    check_analysis_window(how.window)
+    check_batch_size(how.batch_size)
     target = output or Path(f"{stem_of(model)}-{stem_of(text.corpus)}-{text.length}.nc")
+    check_target(target)
+    from ropescope.run.journal import journal_folder
+
     # A run that died between writing its file and dropping its journal has both; the library tells whether they match.
     check_target(target, overwrite=overwrite or journal_folder(target).exists())
+    join()
     loaded, tokenizer = load_chosen(model, options)
     windows = windows_of(tokenizer, text)
     result = rs.measure(
@@ -102,6 +122,8 @@ def measure(
         progress=True,
     )
     if leading():
+        from ropescope.measurement.summary import summary_text
+
         say(summary_text(result))
         say(f"\nresult: {target}\nfigures: ropescope figures {target}")
 
@@ -134,11 +156,14 @@ def figures(
         Folder for the files, made if it does not exist.
     """
     import ropescope as rs
+    from ropescope.base.files import check_folder
     from ropescope.base.netcdf import schema_of
     from ropescope.evaluation.sweep.dataset import SWEEP
 
     if not results:
         raise InputError("figures got no result file; name at least one: ropescope figures RESULT.nc")
+    named(results)
+    check_folder(output_dir)
     chosen = parse_heads(heads)
     if any(None in place for place in chosen):
         raise InputError("figures got '*' in --heads; name each head as LAYER:HEAD")
@@ -176,7 +201,10 @@ def select(
         Replace the mask file if it exists.
     """
     import ropescope as rs
+    from ropescope.base.files import check_target
 
+    if output is not None:
+        check_target(output, overwrite=overwrite)
     mask = rs.select(rs.load(result), selection)
     written = None if output is None else mask.save(output, overwrite=overwrite)
     say(mask)

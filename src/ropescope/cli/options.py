@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, Group, Parameter
 
+from ropescope.base.arguments import check_cut, check_dtype, check_place
 from ropescope.base.axes import STREAMS
 from ropescope.base.errors import InputError
 from ropescope.base.selections import PAPER
@@ -21,6 +24,9 @@ if TYPE_CHECKING:
 
 Format = Literal["png", "svg", "pdf"]
 Stream = Literal["query", "key", "both"]
+
+# What is open until the command ends.
+RUN = ExitStack()
 
 app = App(
     name="ropescope",
@@ -124,10 +130,44 @@ class MeasureOptions:
     "LAYER:HEAD whose norms are kept for heatmaps; `*` is every one, `none` keeps none. Default head 0 of every layer."
 
 
+def check_model(options: ModelOptions) -> None:
+    """Say what is wrong with how a model is asked for before it, or torch, is loaded."""
+    from ropescope.run.launch import launch_of
+
+    launch = launch_of(os.environ) if options.tensor_parallel else None
+    check_dtype(options.dtype)
+    check_place(options.device, options.device_map, options.tensor_parallel, 1 if launch is None else launch.size)
+
+
+def check_text(text: TextOptions, default_split: str | None = None) -> None:
+    """Say what is wrong with a text and its windows before a model is loaded."""
+    from ropescope.model.corpora import Request, check_request, local_file
+
+    check_cut(text.length, text.count)
+    split = text.split or (None if local_file(text.corpus) else default_split)
+    check_request(Request(text.corpus, split, text.config, text.column, text.separator, None, text.seed))
+
+
+def join() -> None:
+    """Join the processes that torchrun started until the command ends; what can be checked alone comes before."""
+    from ropescope.run.launch import launched
+
+    RUN.enter_context(launched())
+
+
 def load_chosen(model: str, options: ModelOptions) -> tuple[Any, Any]:
     import ropescope as rs
 
-    return rs.load_model(model, **loading(options))
+    given = loading(options)
+    with opening(model):
+        return rs.load_model(model, **given)
+
+
+def opening(model: str) -> AbstractContextManager[Any]:
+    """Say off a terminal, while the block runs, for how long a model has been loading."""
+    from ropescope.run.progress import progress
+
+    return progress(f"loading {model}", shown=leading())
 
 
 def loading(options: ModelOptions) -> dict[str, Any]:

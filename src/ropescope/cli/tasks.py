@@ -16,6 +16,8 @@ from ropescope.cli.options import (
     ModelOptions,
     ResultPath,
     app,
+    check_model,
+    join,
     leading,
     load_chosen,
     sharing,
@@ -93,25 +95,35 @@ def tasks(
         Replace that file if it holds another run.
     """
     import ropescope as rs
-    from ropescope.base.files import check_target
-    from ropescope.evaluation.sweep.sweeping import rotation_kept
-    from ropescope.evaluation.tasks.harness import TaskProtocol, check_installed
-    from ropescope.interventions.weighting import weighted_rope
+    from ropescope.base.files import check_folder, check_target
+    from ropescope.evaluation.sweep.arms import checked_alphas
+    from ropescope.evaluation.tasks.harness import TaskProtocol, check_installed, check_protocol
 
     check_installed()
+    check_model(options)
+    checked_alphas(alpha, "alpha")
+    names = [name for text in tasks for name in text.split(",") if name]
+    settings = {"apply_chat_template": True} if chat_template else {}
+    protocol = TaskProtocol(num_fewshot, limit, batch_size, seed, include_path, settings)
+    check_protocol(protocol, names)
+    if samples is not None:
+        check_folder(samples)
     target = check_target(output or Path(f"{stem_of(model)}-tasks.nc"))
     check_companions(target, _FORMATS)
     measured = rs.load(result)
     masks = {name: rs.select(measured, name) for name in select}
-    settings = {"apply_chat_template": True} if chat_template else {}
+    join()
     loaded, tokenizer = load_chosen(model, options)
+    from ropescope.evaluation.sweep.sweeping import rotation_kept
+    from ropescope.interventions.weighting import weighted_rope
+
     data = rs.evaluate_tasks(
         loaded,
         tokenizer,
-        [name for text in tasks for name in text.split(",") if name],
+        names,
         masks,
         alpha,
-        protocol=TaskProtocol(num_fewshot, limit, batch_size, seed, include_path, settings),
+        protocol=protocol,
         intervention=rotation_kept if derotate else weighted_rope,
         path=target,
         overwrite=overwrite,

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
-from tqdm import tqdm
 
+from ropescope.base.arguments import AUTO, BatchSize
 from ropescope.base.errors import InputError, ModelError, NonFiniteError
 from ropescope.model.access import check_windows, input_device, undisturbed, vocabulary_size
 from ropescope.model.windows import windows_protocol
-from ropescope.run.batching import AUTO, BatchSize, batches_of
+from ropescope.run.batching import batches_of
+from ropescope.run.progress import progress as steps_of
 from ropescope.run.workers import workers_of
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def perplexity(
         Processes that share the windows, each of which makes this call with a copy of the model; all of them get the
         whole result. None is this process alone, or all those that tensor parallelism has spread the model over.
     progress
-        Show a progress bar on a terminal.
+        Show how far it is: a bar on a terminal, elsewhere a line every 30 seconds.
 
     Returns
     -------
@@ -120,13 +121,13 @@ def perplexity(
     mine = [units[index] for index in workers.share(len(units))]
     nats: list[float] = []
     sizes: set[int] = set()
-    shown = None if progress and workers.leading else True
-    with undisturbed(model), tqdm(total=sum(map(len, mine)), unit="window", disable=shown) as bar:
+    total, shown = sum(map(len, mine)), progress and workers.leading
+    with undisturbed(model), steps_of("perplexity", total, "window", shown=shown) as steps:
         for batch, of_tokens in batches.run(mine, lambda batch: _token_nats(model, windows[batch], scored)):
             _check_finite(of_tokens, batch[0])
             nats.extend(of_tokens.sum(-1))
             sizes.add(len(batch))
-            bar.update(len(batch))
+            steps.update(len(batch))
     facts = protocol(model, windows, stride, batch_size)
     if batch_size == AUTO:
         facts["batch_sizes"] = sorted({size for found in workers.gathered(sorted(sizes)) for size in found})

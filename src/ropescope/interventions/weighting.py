@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from ropescope.base.arguments import check_share
 from ropescope.base.axes import KEY, QUERY
 from ropescope.base.errors import InputError
 from ropescope.base.rotary import turn
@@ -108,7 +109,7 @@ def derotated(model: PreTrainedModel, mask: PairMask, *, strength: float = 1.0) 
     >>> with derotated(model, mask):  # doctest: +SKIP
     ...     model(input_ids).logits
     """
-    _check_share("strength", strength)
+    check_share("strength", strength)
     card = fitting_card(model, mask)
     chosen = _derotated_pairs(card, mask) if strength > 0 else {}
     frequencies = {rotation.layer: _frequency_in_force(model, rotation) for rotation in card.layers}
@@ -261,9 +262,4 @@ def _on(weight: Tensor, like: Tensor) -> Tensor:
 def _check_alpha(alpha: float, allow_any: bool) -> None:
     if allow_any and math.isfinite(alpha):
         return
-    _check_share("alpha", alpha, "; allow_any_alpha=True takes other finite weights")
-
-
-def _check_share(name: str, value: float, hint: str = "") -> None:
-    if not 0 <= value <= 1:
-        raise InputError(f"{name} got {value}; it is a number from 0 to 1{hint}")
+    check_share("alpha", alpha, "; allow_any_alpha=True takes other finite weights")

@@ -18,9 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tqdm import tqdm
 
-from ropescope.base.entropy import analysis_window, check_frames
+from ropescope.base.arguments import AUTO, BatchSize, check_analysis_window, check_frames
 from ropescope.base.errors import InputError, NonFiniteError, ResultError
 from ropescope.base.files import check_target
 from ropescope.measurement.assembly import Collection
@@ -30,8 +29,9 @@ from ropescope.model.access import check_windows, input_device, model_provenance
 from ropescope.model.attention import AttentionCall, intercepted
 from ropescope.model.probing import RotaryCard, probe
 from ropescope.model.windows import windows_protocol
-from ropescope.run.batching import AUTO, Batches, BatchSize, batches_of
+from ropescope.run.batching import Batches, batches_of
 from ropescope.run.journal import Journal, drop_journal, journal_of, unseen
+from ropescope.run.progress import progress as steps_of
 from ropescope.run.workers import Workers, workers_of
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def measure(
         whole result, the first writes it. None is this process alone, or, where transformers has spread the model
         over processes (tensor parallelism), all of those.
     progress
-        Show a progress bar on a terminal.
+        Show how far it is: a bar on a terminal, elsewhere a line every 30 seconds.
 
     Returns
     -------
@@ -119,7 +119,7 @@ def measure(
     frames = Frames(frame_length, hop_length, window)
     check_windows(model, windows, batch_size)
     check_frames(windows.shape[1], frame_length, hop_length)
-    analysis_window(window, frame_length)
+    check_analysis_window(window)
     workers = workers_of(model, group)
     batches = batches_of(batch_size, model.device.type, workers)
     card = probe(model, positions=windows.shape[1])
@@ -165,14 +165,14 @@ class _Pass:
         collection = Collection(card, self.reducer, self.windows.shape[1], known + ahead)
         for name in done:
             collection.add(units[name], self._known(name))
-        shown = None if progress and self.workers.leading else True
-        with tqdm(total=known + ahead, initial=known, unit="window", disable=shown) as bar:
+        shown = progress and self.workers.leading
+        with steps_of("measure", known + ahead, "window", known=known, shown=shown) as steps:
             for batch, reduced in self.batches.run([units[name] for name in left], self._reduced):
                 for unit, cell in _cells(batch, reduced, self.batches):
                     collection.add(unit, cell)
                     if self.journal is not None and self.workers.keeping:
                         self.journal.write_arrays(self.batches.name(unit[0]), cell)
-                bar.update(len(batch))
+                steps.update(len(batch))
         collection.share(self.workers)
         return collection
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from ropescope.base.arguments import MAIN_LOBE
 from ropescope.base.axes import KEY, QUERY, STREAMS
-from ropescope.base.entropy import MAIN_LOBE, frame_power, sequence_power, spectral_entropy
+from ropescope.base.entropy import frame_power, sequence_power, spectral_entropy
 from ropescope.base.rotary import Pairing, pair_norms
 
 if TYPE_CHECKING:

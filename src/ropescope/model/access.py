@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ropescope.base.arguments import check_batch_size
 from ropescope.base.errors import InputError
 from ropescope.model.fingerprint import fingerprint
-from ropescope.run.batching import check_batch_size
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from ropescope.base.arguments import BatchSize
     from ropescope.base.axes import TokenIds
-    from ropescope.run.batching import BatchSize
 
 
 def model_provenance(model: PreTrainedModel) -> dict[str, object]:

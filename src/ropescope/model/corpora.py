@@ -22,6 +22,8 @@ JOIN = "\n\n"
 SHUFFLE_BUFFER = 10_000
 
 _TITLE = re.compile(r" = [^=].* = \n")
+_DATA_SET = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_HALVES = {"validation": 0, "test": 1}
 _COMMIT = re.compile(r"@([0-9a-f]{40})/")
 
 
@@ -59,6 +61,7 @@ def open_corpus(request: Request) -> Corpus:
     CorpusError
         When the text cannot be had; the message says what to do.
     """
+    check_request(request)
     corpus = _local(request) if request.name == BUILTIN or local_file(request.name) else _dataset(request)
     documents = _with_text(request.name, corpus.documents, as_stored=request.separator is not None)
     return replace(corpus, documents=documents)
@@ -90,11 +93,39 @@ def local_file(name: str) -> bool:
     return is_file
 
 
-def _local(request: Request) -> Corpus:
+def check_request(request: Request) -> None:
+    """Say of a text what can be said before anything of it is read.
+
+    Raises
+    ------
+    CorpusError
+        When the name can be none of a text, or an option does not go with it.
+    """
+    name, split = request.name, request.split
+    if request.seed is not None and request.seed < 0:
+        raise CorpusError(f"seed={request.seed}: a seed is a whole number from 0, or None for the order of the text")
+    if name == BUILTIN:
+        _refuse_data_set_options(request)
+        if split is not None and split not in _HALVES:
+            raise CorpusError(f"unknown split {split!r} of {BUILTIN!r}: {did_you_mean(split, _HALVES)}")
+    elif local_file(name):
+        _refuse_data_set_options(request)
+        if split is not None:
+            fix = "leave it out, or give the file of that split"
+            raise CorpusError(f"split={split!r}: the file {name!r} has no splits; {fix}")
+    elif not name or not (request.path.is_dir() or _DATA_SET.fullmatch(name)):
+        known = ", ".join([*HUB_CORPORA, BUILTIN])
+        raise CorpusError(f"no text is called {name!r}: give {known}, a data set of the hub (owner/name), or a file")
+
+
+def _refuse_data_set_options(request: Request) -> None:
     for option in ("config", "revision"):
         value = getattr(request, option)
         if value is not None:
             raise CorpusError(f"{option}={value!r} applies to data sets only, not to {request.name!r}: leave it out")
+
+
+def _local(request: Request) -> Corpus:
     documents, facts = _language_reference(request) if request.name == BUILTIN else _file(request)
     if request.seed is not None:
         documents, facts["shuffle"] = _shuffled(documents, request.seed), "all documents"
@@ -110,19 +141,13 @@ def _shuffled(documents: Iterable[str], seed: int) -> Iterator[str]:
 def _language_reference(request: Request) -> tuple[Iterable[str], dict[str, object]]:
     from pydoc_data.topics import topics
 
-    halves = {"validation": 0, "test": 1}
     split = request.split or "validation"
-    if split not in halves:
-        raise CorpusError(f"unknown split {split!r} of {BUILTIN!r}: {did_you_mean(split, halves)}")
-    texts = [topics[key] for key in sorted(topics)][halves[split] :: 2]
+    texts = [topics[key] for key in sorted(topics)][_HALVES[split] :: 2]
     digest = hashlib.sha256("".join(texts).encode()).hexdigest()
     return texts, {"split": split, "python": platform.python_version(), "text_sha256": digest}
 
 
 def _file(request: Request) -> tuple[Iterable[str], dict[str, object]]:
-    if request.split is not None:
-        fix = "leave it out, or give the file of that split"
-        raise CorpusError(f"split={request.split!r}: the file {request.name!r} has no splits; {fix}")
     documents, facts = documents_of(request.path, request.column)
     return documents, {"corpus": request.path.name, **facts}
 

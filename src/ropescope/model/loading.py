@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ropescope.base.errors import ModelError, did_you_mean, first_line
+from ropescope.base.arguments import DEVICES, check_dtype, check_place
+from ropescope.base.errors import ModelError, first_line
 from ropescope.model.checkpoints import (
     Checkpoint,
     commit_of,
@@ -33,13 +34,6 @@ from ropescope.run.workers import all_launched
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-
-DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-    "float64": torch.float64,
-}
 
 _log = logging.getLogger(__name__)
 
@@ -126,6 +120,7 @@ class _Options:
 def _loaded(
     source: str | os.PathLike[str], options: _Options, read_tokenizer: Callable[[Checkpoint], Any]
 ) -> tuple[PreTrainedModel, Any]:
+    check_place(str(options.device), options.device_map, options.tensor_parallel, all_launched().size)
     place = None if options.tensor_parallel else _device(options.device, options.device_map)
     wanted = _dtype(options.dtype, place)
     checkpoint = _opened(find_checkpoint(os.fspath(source), options.revision, options.trust_remote_code))
@@ -134,7 +129,7 @@ def _loaded(
         chosen = {
             "attn_implementation": options.attn_implementation,
             "device_map": options.device_map,
-            "distributed_config": _spread(config, options) if options.tensor_parallel else None,
+            "distributed_config": _spread(config) if options.tensor_parallel else None,
         }
         given = {name: value for name, value in chosen.items() if value is not None}
         tokenizer = read_tokenizer(checkpoint)
@@ -161,37 +156,26 @@ def _opened(checkpoint: Checkpoint) -> Checkpoint:
 
 def _device(device: str | torch.device, device_map: object) -> torch.device | None:
     if device_map is not None:
-        if device != "auto":
-            raise ModelError(f"device {str(device)!r} and device_map {device_map!r} are both given: give one of them")
         if importlib.util.find_spec("accelerate") is None:
             raise ModelError("device_map needs the package accelerate: pip install accelerate")
         return None
     if device == "auto":
         mps = "mps" if torch.backends.mps.is_available() else "cpu"
         return torch.device("cuda" if torch.cuda.is_available() else mps)
-    allowed = "use auto, cpu, cuda, cuda:N or mps"
     try:
         place = torch.device(device)
     except (RuntimeError, TypeError) as error:
-        raise ModelError(f"unknown device {str(device)!r}: {allowed}") from error
-    if place.type == "meta":
-        raise ModelError(f"device 'meta' holds no values: {allowed}")
+        raise ModelError(f"unknown device {str(device)!r}: {DEVICES}") from error
     try:
         torch.empty(0, device=place)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ModelError(f"device {str(device)!r} is not available here ({first_line(error)}): {allowed}") from error
+        raise ModelError(f"device {str(device)!r} is not available here ({first_line(error)}): {DEVICES}") from error
     return place
 
 
-def _spread(config: Any, options: _Options) -> Any:
+def _spread(config: Any) -> Any:
     """transformers' request for tensor parallelism over all processes, once it is clear that the heads can be split."""
-    if options.device != "auto" or options.device_map is not None:
-        raise ModelError("tensor_parallel chooses the devices itself: leave device and device_map out")
     size = all_launched().size
-    if size < 2:
-        raise ModelError(
-            "tensor_parallel got one process alone: start several, as in torchrun --nproc-per-node 2 -m ropescope ..."
-        )
     text = config.get_text_config()
     plan = getattr(text, "base_model_tp_plan", None) or {}
     splits = any(style == "colwise" and ("attn" in name or "attention" in name) for name, style in plan.items())
@@ -212,9 +196,9 @@ def _dtype(dtype: str | torch.dtype, place: torch.device | None) -> str | torch.
     if dtype == "auto":
         return torch.float32 if place is not None and place.type == "cpu" else "auto"
     name = str(dtype).removeprefix("torch.")
-    if name not in DTYPES:
-        raise ModelError(f"unknown dtype {name!r}: {did_you_mean(name, ['auto', *DTYPES])}")
-    return DTYPES[name]
+    check_dtype(name)
+    found: torch.dtype = getattr(torch, name)
+    return found
 
 
 def _moved(model: PreTrainedModel, place: torch.device) -> PreTrainedModel:

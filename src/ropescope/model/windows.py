@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ropescope.base.arguments import check_cut
 from ropescope.base.errors import CorpusError
 from ropescope.model.corpora import Request, open_corpus
 
@@ -87,10 +88,7 @@ def token_windows(
     >>> token_windows(tokenizer, "builtin", length=128, count=2).shape  # doctest: +SKIP
     torch.Size([2, 128])
     """
-    if length < 2:
-        raise CorpusError(f"length={length}: a window needs at least 2 tokens")
-    if count is not None and count < 1:
-        raise CorpusError(f"count={count}: ask for at least 1 window, or for None to have all")
+    check_cut(length, count)
     name = os.fspath(corpus)
     prefix = _prefix(tokenizer, bos)
     body = length - len(prefix)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import torch
 
+from ropescope.base.arguments import AUTO, BatchSize
 from ropescope.base.errors import InputError, ModelError
 from ropescope.run.workers import Workers
 
-AUTO = "auto"
-BatchSize = int | Literal["auto"]
 # A CPU gains nothing from more windows at once, and refuses no memory: the system ends the process instead.
 _FIRST_TRY = {"cpu": 1, "accelerator": 32}
 
@@ -77,12 +76,6 @@ class Batches:
                 found = attempt[0]
             self._fitting = size
             return batch, found
-
-
-def check_batch_size(batch_size: BatchSize) -> None:
-    """Raise InputError unless it is a number from 1 or "auto"."""
-    if batch_size != AUTO and (not isinstance(batch_size, int) or batch_size < 1):
-        raise InputError(f"batch_size got {batch_size!r}; it is at least 1, or 'auto'")
 
 
 def batches_of(batch_size: BatchSize, device: str, workers: Workers) -> Batches:

@@ -1,8 +1,8 @@
 """Several processes on one job: who does which part of it, and how all come to know what each has found.
 
-The engine is torch.distributed, the processes are started by ``torchrun`` or ``accelerate launch``. Only
-:func:`launched`, which the command calls, looks at what those leave in the environment: a library user hands over the
-process group that is meant. What travels are numbers and JSON, never pickles.
+The engine is torch.distributed. A library user hands over the process group that is meant; the command meets the
+processes that ``torchrun`` or ``accelerate launch`` started (:func:`ropescope.run.launch.launched`). What travels are
+numbers and JSON, never pickles.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from ropescope.base.errors import InputError, RopescopeError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+    from torch._C._distributed_c10d import Store
     from torch.distributed import ProcessGroup
     from torch.distributed.tensor import DTensor
 
-_LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-# A process may wait for another that takes one cell more; one that is dead is noticed at once, by its connection.
-_PATIENCE = timedelta(days=7)
+# For processes that are all there.
+_TO_CONNECT = timedelta(minutes=1)
 _SPOKEN = "ropescope-spoken"
 _LOST = "another process of the run has died; what is finished is kept: give the same command again to go on"
 
@@ -171,25 +171,30 @@ def is_spread(weight: Tensor) -> TypeGuard[DTensor]:
 
 
 @contextmanager
-def launched() -> Iterator[Workers]:
-    """Join the processes that ``torchrun`` or ``accelerate launch`` started; alone where neither did.
+def initialised(store: Store, rank: int, size: int, patience: timedelta) -> Iterator[Workers]:
+    """Work with the other processes, all of which have met at a store of torch's, until the block ends.
 
-    To be told to stop (SIGTERM, as the launcher does when another process has died) raises :class:`WorkerError`, so
-    that what is held is let go.
+    Parameters
+    ----------
+    store
+        Through which they connect.
+    rank, size
+        Which of the processes this is, of how many.
+    patience
+        How long one may wait for another.
 
     Raises
     ------
     WorkerError
-        If the other processes cannot be reached.
+        If another process dies, or this one is told to stop (SIGTERM).
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or any(name not in os.environ for name in _LAUNCHED):
-        yield Workers()
-        return
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    before = signal.signal(signal.SIGTERM, _told_to_stop)
+    signal.signal(signal.SIGTERM, _told_to_stop)
     try:
         with _connected():
-            distributed.init_process_group(backend, timeout=_PATIENCE)
+            distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_TO_CONNECT)
+            distributed.distributed_c10d._set_pg_timeout(patience)
+            store.set_timeout(patience)
         yield all_launched()
         # Not after an error: the other processes need not come to the same point.
         distributed.destroy_process_group()
@@ -198,8 +203,6 @@ def launched() -> Iterator[Workers]:
         if isinstance(error, distributed.DistError) or "gloo" in str(error):
             raise WorkerError(_LOST) from error
         raise
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def all_launched() -> Workers:

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
-from tqdm import tqdm
 
+from ropescope.base.arguments import AUTO, BatchSize
 from ropescope.base.axes import STREAMS
 from ropescope.base.errors import ResultError
 from ropescope.base.files import check_target
@@ -37,8 +37,9 @@ from ropescope.interventions.weighting import derotated, weighted_rope
 from ropescope.measurement.results import provenance as result_provenance
 from ropescope.model.access import model_provenance
 from ropescope.model.windows import windows_protocol
-from ropescope.run.batching import AUTO, BatchSize, batches_of
+from ropescope.run.batching import batches_of
 from ropescope.run.journal import Journal, drop_journal, journal_of, unseen
+from ropescope.run.progress import progress as steps_of
 from ropescope.run.workers import Workers, workers_of
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ def sweep(
         whole dataset, the first writes it. None is this process alone, or all those that tensor parallelism has
         spread the model over.
     progress
-        Show a progress bar with the time left on a terminal.
+        Show how far it is: a bar on a terminal, elsewhere a line every 30 seconds.
 
     Returns
     -------
@@ -213,15 +214,15 @@ def _run(
     if missing := [cell for cell in done if cell not in found]:
         raise unseen(missing[0])
     cells = {cell: found[cell] for cell in done}
-    shown = None if progress and workers.leading else True
-    with tqdm(total=len(done) + len(left), initial=len(done), unit="cell", disable=shown) as bar:
+    known, shown = len(done), progress and workers.leading
+    with steps_of("sweep", known + len(left), "cell", known=known, shown=shown) as steps:
         for cell in left:
             selection, arm, alpha = wanted[cell]
-            bar.set_description(f"{selection} {arm} at {alpha:g}", refresh=True)
+            steps.set_description(f"{selection} {arm} at {alpha:g}")
             cells[cell] = judge(plan.arms[selection][arm], 1.0 if cell == "baseline" else alpha)
             if journal is not None and workers.keeping:
                 journal.write(cell, cells[cell])
-            bar.update()
+            steps.update()
     return _of_all(cells, workers, windows)
 
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import xarray as xr
-from tqdm import tqdm
 
 from ropescope.base.errors import InputError, ResultError, TaskError
 from ropescope.base.files import check_target, written_whole
@@ -32,6 +31,7 @@ from ropescope.interventions.masks import PairMask
 from ropescope.interventions.weighting import fitting_card, weighted_rope
 from ropescope.model.access import model_provenance, undisturbed
 from ropescope.run.journal import Journal, drop_journal, journal_of, unseen
+from ropescope.run.progress import progress as steps_of
 from ropescope.run.workers import Workers, workers_of
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def evaluate_tasks(
         Processes that share the work, each with the whole model: every one takes part of the tasks and arms, and all
         return the same. None is this process alone.
     progress
-        Show progress bars on a terminal.
+        Show how far it is: bars on a terminal, elsewhere a line every 30 seconds.
 
     Returns
     -------
@@ -225,10 +225,10 @@ def _run(
     finished, left = workers.divided(list(places), lambda cell: _kept(journal, cell) is not None)
     done = {cell: _known(journal, cell) for cell in finished}
     failed: dict[str, str] = {}
-    shown = None if progress and workers.leading else True
-    with tqdm(total=len(finished) + len(left), initial=len(finished), unit="task", disable=shown) as bar:
+    known, shown = len(finished), progress and workers.leading
+    with steps_of("tasks", known + len(left), "task", known=known, shown=shown) as steps:
         for cell in left:
-            bar.set_description(", ".join(places[cell]), refresh=True)
+            steps.set_description(", ".join(places[cell]))
             try:
                 done[cell] = to_json(judge(*places[cell]))
             except TaskError as error:
@@ -236,7 +236,7 @@ def _run(
             else:
                 if journal is not None and workers.keeping:
                     journal.write_text(cell, done[cell])
-            bar.update()
+            steps.update()
     for theirs in workers.gathered([done, failed]):
         done, failed = done | theirs[0], failed | theirs[1]
     return {place: from_json(done[cell]) for place, cell in cells.items() if place[0] not in failed}, failed

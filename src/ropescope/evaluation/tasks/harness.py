@@ -18,8 +18,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ropescope.base.arguments import check_at_least, check_batch_size
 from ropescope.base.errors import InputError, TaskError, did_you_mean, first_line
-from ropescope.model.loading import quiet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -125,10 +125,11 @@ class Harness:
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, protocol: TaskProtocol) -> None:
         check_installed()
+        check_protocol(protocol)
         _check_settings(protocol.settings)
-        if protocol.include_path is not None and not Path(protocol.include_path).is_dir():
-            raise InputError(f"include_path got {protocol.include_path}, which is no folder; give one with task files")
         from lm_eval.models.huggingface import HFLM
+
+        from ropescope.model.loading import quiet
 
         self.protocol = protocol
         self.manager = task_manager(protocol.include_path)
@@ -143,8 +144,7 @@ class Harness:
 
     def check(self, tasks: Sequence[str]) -> None:
         """Raise TaskError if a task is unknown, naming those of near names."""
-        if not tasks:
-            raise InputError("got no tasks; give at least one name, such as hellaswag")
+        check_protocol(self.protocol, tasks)
         for task in tasks:
             if task not in self.manager.task_index and not Path(task).is_file():
                 near = get_close_matches(task, self.manager.all_tasks, n=4, cutoff=0.5)
@@ -168,6 +168,8 @@ class Harness:
         """
         import lm_eval
 
+        from ropescope.model.loading import quiet
+
         try:
             with quiet(), _leading(), _without_git(), nullcontext() if progress else redirect_stderr(io.StringIO()):
                 found = lm_eval.simple_evaluate(
@@ -189,9 +191,25 @@ def check_installed() -> None:
         raise TaskError(f"tasks need lm-evaluation-harness, which is not installed: {INSTALL}")
 
 
+def check_protocol(protocol: TaskProtocol, tasks: Sequence[str] | None = None) -> None:
+    """Raise InputError for what is wrong with a protocol, or with there being no task, before the harness is loaded."""
+    if tasks is not None and not tasks:
+        raise InputError("got no tasks; give at least one name, such as hellaswag")
+    check_at_least("num_fewshot", protocol.num_fewshot, 0)
+    check_at_least("seed", protocol.seed, 0)
+    if protocol.limit is not None and not (0 < protocol.limit < 1 or protocol.limit == int(protocol.limit) >= 1):
+        raise InputError(f"limit got {protocol.limit}; it is a number of documents, or a share between 0 and 1")
+    if not isinstance(protocol.batch_size, str):
+        check_batch_size(protocol.batch_size)
+    if protocol.include_path is not None and not Path(protocol.include_path).is_dir():
+        raise InputError(f"include_path got {protocol.include_path}, which is no folder; give one with task files")
+
+
 def task_manager(include_path: str | Path | None) -> Any:
     """The harness's index of tasks, with those of a folder of one's own before its own."""
     from lm_eval.tasks import TaskManager
+
+    from ropescope.model.loading import quiet
 
     with quiet():
         return TaskManager(include_path=None if include_path is None else str(include_path))
