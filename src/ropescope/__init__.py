@@ -6,19 +6,48 @@ Public names load on first use, so that importing this package loads neither tor
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    __version__: str
     from ropescope.analysis.agreement import compare as compare
+    from ropescope.analysis.comparison_in_words import same_places as same_places
+    from ropescope.analysis.comparison_in_words import spread_compared as spread_compared
+    from ropescope.analysis.heads import default_heads as default_heads
     from ropescope.analysis.places import localise as localise
+    from ropescope.analysis.places_in_words import where_bands_live as where_bands_live
     from ropescope.base.entropy import sequence_fe as sequence_fe
     from ropescope.base.entropy import spectrum_fe as spectrum_fe
     from ropescope.base.entropy import white_noise_entropy as white_noise_entropy
+    from ropescope.base.errors import CorpusError as CorpusError
+    from ropescope.base.errors import InputError as InputError
+    from ropescope.base.errors import MissingExtraError as MissingExtraError
+    from ropescope.base.errors import ModelError as ModelError
+    from ropescope.base.errors import NonFiniteError as NonFiniteError
+    from ropescope.base.errors import ProbeError as ProbeError
+    from ropescope.base.errors import ResultError as ResultError
+    from ropescope.base.errors import RopescopeError as RopescopeError
+    from ropescope.base.errors import TaskError as TaskError
+    from ropescope.base.errors import UnreadableError as UnreadableError
+    from ropescope.base.tables import Section as Section
+    from ropescope.base.tables import Table as Table
+    from ropescope.display.figures.curves import sweep_curves as sweep_curves
+    from ropescope.display.figures.heads import panel as panel
+    from ropescope.display.figures.maps import overview as overview
+    from ropescope.display.figures.side_by_side import side_by_side as side_by_side
+    from ropescope.display.figures.spread import bands_over_wavelength as bands_over_wavelength
+    from ropescope.display.figures.spread import spread_curves as spread_curves
+    from ropescope.display.report.writing import report as report
+    from ropescope.evaluation.opening import load as load
+    from ropescope.evaluation.perplexity import Perplexity as Perplexity
     from ropescope.evaluation.perplexity import perplexity as perplexity
     from ropescope.evaluation.sweep.arms import Controls as Controls
+    from ropescope.evaluation.sweep.changes import sweep_table as sweep_table
     from ropescope.evaluation.sweep.sweeping import sweep as sweep
     from ropescope.evaluation.tasks.evaluating import evaluate_tasks as evaluate_tasks
     from ropescope.evaluation.tasks.harness import TaskProtocol as TaskProtocol
+    from ropescope.evaluation.tasks.table import tasks_table as tasks_table
     from ropescope.interventions.baking import bake as bake
     from ropescope.interventions.masks import PairMask as PairMask
     from ropescope.interventions.selection import lowest_norm as lowest_norm
@@ -27,11 +56,13 @@ if TYPE_CHECKING:
     from ropescope.interventions.weighting import derotated as derotated
     from ropescope.interventions.weighting import weighted_rope as weighted_rope
     from ropescope.measurement.measure import measure as measure
-    from ropescope.measurement.results import load as load
     from ropescope.measurement.results import save as save
+    from ropescope.measurement.summary import summary_text as summary_text
     from ropescope.model.loading import load_model as load_model
+    from ropescope.model.probing import RotaryCard as RotaryCard
     from ropescope.model.probing import probe as probe
     from ropescope.model.windows import token_windows as token_windows
+    from ropescope.run.workers import WorkerError as WorkerError
 
 _HOME = {
     "load_model": "model.loading",
@@ -39,7 +70,7 @@ _HOME = {
     "probe": "model.probing",
     "measure": "measurement.measure",
     "save": "measurement.results",
-    "load": "measurement.results",
+    "load": "evaluation.opening",
     "spectrum_fe": "base.entropy",
     "select": "interventions.selection",
     "PairMask": "interventions.masks",
@@ -57,15 +88,46 @@ _HOME = {
     "localise": "analysis.places",
     "sequence_fe": "base.entropy",
     "white_noise_entropy": "base.entropy",
+    "report": "display.report.writing",
+    "RopescopeError": "base.errors",
+    "InputError": "base.errors",
+    "ModelError": "base.errors",
+    "ProbeError": "base.errors",
+    "CorpusError": "base.errors",
+    "NonFiniteError": "base.errors",
+    "TaskError": "base.errors",
+    "ResultError": "base.errors",
+    "UnreadableError": "base.errors",
+    "MissingExtraError": "base.errors",
+    "WorkerError": "run.workers",
+    "Table": "base.tables",
+    "Section": "base.tables",
+    "Perplexity": "evaluation.perplexity",
+    "RotaryCard": "model.probing",
+    "summary_text": "measurement.summary",
+    "sweep_table": "evaluation.sweep.changes",
+    "tasks_table": "evaluation.tasks.table",
+    "same_places": "analysis.comparison_in_words",
+    "spread_compared": "analysis.comparison_in_words",
+    "where_bands_live": "analysis.places_in_words",
+    "default_heads": "analysis.heads",
+    "panel": "display.figures.heads",
+    "overview": "display.figures.maps",
+    "side_by_side": "display.figures.side_by_side",
+    "spread_curves": "display.figures.spread",
+    "bands_over_wavelength": "display.figures.spread",
+    "sweep_curves": "display.figures.curves",
 }
-__all__ = list(_HOME)
+__all__ = ["__version__", *_HOME]
 
 
 def __getattr__(name: str) -> object:
+    if name == "__version__":
+        return version(__name__)
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted(__all__)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
-from ropescope.base.errors import ResultError, first_line
+from ropescope.base.errors import InputError, ResultError, first_line
 
 
 def check_target(path: str | Path, *, overwrite: bool = True) -> Path:
@@ -74,3 +74,11 @@ def written_whole(target: Path) -> Iterator[Path]:
         ) from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def named(paths: Sequence[Path]) -> dict[str, Path]:
+    """Files by their name without suffix, or by their whole path where two have the same name."""
+    if len(set(paths)) < len(paths):
+        raise InputError("got the same file twice; name each file once")
+    stems = [path.stem for path in paths]
+    return {path.stem if stems.count(path.stem) == 1 else str(path): path for path in paths}

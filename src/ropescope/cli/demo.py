@@ -9,7 +9,6 @@ from ropescope.base.axes import STREAMS
 from ropescope.cli.drawing import draw_result, make_folder, save_figure
 from ropescope.cli.options import PAPER_SELECTIONS, app
 from ropescope.cli.printing import say
-from ropescope.cli.reporting import write_report
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -27,7 +26,6 @@ def demo(*, output_dir: Path = Path("ropescope-demo")) -> None:
         Folder for the result and the figures, made if it does not exist.
     """
     import ropescope as rs
-    from ropescope.base.files import check_target
     from ropescope.measurement.summary import summary_text
     from ropescope.run.progress import progress
 
@@ -46,13 +44,12 @@ def demo(*, output_dir: Path = Path("ropescope-demo")) -> None:
         say(f"figure: {written}")
     say(_WHAT_TO_LOOK_AT)
     swept = _demo_sweep(loaded, tokenizer, result, output_dir)
-    page = check_target(output_dir / "builtin.html")
-    write_report({"builtin": result}, page, {"builtin": swept})
+    page = rs.report([target, swept], output_dir / "builtin.html", overwrite=True)
     say(f"\nAll of it to explore, in a browser and offline: {output_dir / page.name}")
 
 
-def _demo_sweep(model: Any, tokenizer: Any, result: xr.DataTree, folder: Path) -> xr.Dataset:
-    """Turn the paper's selections down on the half of the text that was not measured."""
+def _demo_sweep(model: Any, tokenizer: Any, result: xr.DataTree, folder: Path) -> Path:
+    """Turn the paper's selections down on the half of the text that was not measured; give the sweep's file."""
     import ropescope as rs
     from ropescope.display.figures.curves import sweep_curves
     from ropescope.evaluation.sweep.arms import Controls
@@ -68,10 +65,11 @@ def _demo_sweep(model: Any, tokenizer: Any, result: xr.DataTree, folder: Path) -
         controls=Controls(seeds=(0,)),
         progress=True,
     )
-    SWEEP.save(data, (folder / "builtin-sweep.nc").resolve())
+    path = (folder / "builtin-sweep.nc").resolve()
+    SWEEP.save(data, path)
     say(f"figure: {save_figure(sweep_curves({'builtin': data}), folder / 'builtin-curves.png')}\n")
     say("\n".join(findings(data)))
-    return data
+    return path
 
 
 _WHAT_TO_LOOK_AT = """

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ropescope.base.errors import InputError, ResultError, RopescopeError, first_line
-from ropescope.cli.options import named
+from ropescope.base.files import named
 from ropescope.cli.printing import say
 
 if TYPE_CHECKING:

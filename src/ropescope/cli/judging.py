@@ -79,13 +79,14 @@ def sweep(
     import ropescope as rs
     from ropescope.base.files import check_target
     from ropescope.evaluation.sweep.arms import Controls, planned
+    from ropescope.measurement.results import load
 
     check_model(options)
     check_text(text, "test")
     check_batch_size(batch_size)
     target = check_target(output or Path(f"{stem_of(model)}-{stem_of(text.corpus)}-{text.length}-sweep.nc"))
     check_companions(target, (".png", ".md", ".csv"))
-    measured = rs.load(result)
+    measured = load(result)
     masks = {name: rs.select(measured, name) for name in select}
     controls = Controls(random_seeds, measured, control_alphas)
     planned(masks, alphas, controls)
@@ -138,6 +139,7 @@ def bake(
     """
     import ropescope as rs
     from ropescope.base.files import check_folder
+    from ropescope.measurement.results import load
 
     check_share("alpha", alpha)
     if options.tensor_parallel:
@@ -146,7 +148,7 @@ def bake(
     check_folder(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ResultError(f"cannot write {output}: it exists and is not an empty folder; choose another --output")
-    mask = rs.select(rs.load(result), select)
+    mask = rs.select(load(result), select)
     loaded, tokenizer = load_chosen(model, options)
     from ropescope.model.loading import quiet
 

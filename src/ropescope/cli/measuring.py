@@ -10,6 +10,7 @@ from cyclopts import Parameter
 from ropescope.base.arguments import check_analysis_window, check_batch_size, check_frames
 from ropescope.base.axes import STREAMS
 from ropescope.base.errors import InputError
+from ropescope.base.files import named
 from ropescope.cli.drawing import draw_result, draw_sweeps
 from ropescope.cli.options import (
     OUTPUT_GROUP,
@@ -27,7 +28,6 @@ from ropescope.cli.options import (
     leading,
     load_chosen,
     loading,
-    named,
     opening,
     parse_heads,
     sharing,
@@ -155,10 +155,10 @@ def figures(
     output_dir
         Folder for the files, made if it does not exist.
     """
-    import ropescope as rs
     from ropescope.base.files import check_folder
     from ropescope.base.netcdf import schema_of
     from ropescope.evaluation.sweep.dataset import SWEEP
+    from ropescope.measurement.results import load
 
     if not results:
         raise InputError("figures got no result file; name at least one: ropescope figures RESULT.nc")
@@ -170,7 +170,7 @@ def figures(
     sweeps = [path for path in results if schema_of(path) == SWEEP.name]
     for path in results:
         if path not in sweeps:
-            for written in draw_result(rs.load(path), path.stem, chosen, streams_of(stream), format, output_dir):
+            for written in draw_result(load(path), path.stem, chosen, streams_of(stream), format, output_dir):
                 say(written)
     if sweeps:
         for written in draw_sweeps(sweeps, format, output_dir):
@@ -202,10 +202,11 @@ def select(
     """
     import ropescope as rs
     from ropescope.base.files import check_target
+    from ropescope.measurement.results import load
 
     if output is not None:
         check_target(output, overwrite=overwrite)
-    mask = rs.select(rs.load(result), selection)
+    mask = rs.select(load(result), selection)
     written = None if output is None else mask.save(output, overwrite=overwrite)
     say(mask)
     for layer, counts in zip(

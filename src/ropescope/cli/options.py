@@ -218,18 +218,11 @@ def windows_of(tokenizer: Any, text: TextOptions, default_split: str | None = No
     )
 
 
-def named(paths: Sequence[Path]) -> dict[str, Path]:
-    """Files by their name without suffix, or by their whole path where two have the same name."""
-    if len(set(paths)) < len(paths):
-        raise InputError("got the same file twice; name each file once")
-    stems = [path.stem for path in paths]
-    return {path.stem if stems.count(path.stem) == 1 else str(path): path for path in paths}
-
-
 def load_results(paths: Sequence[Path]) -> dict[str, xr.DataTree]:
-    import ropescope as rs
+    from ropescope.base.files import named
+    from ropescope.measurement.results import load
 
-    return {name: rs.load(path) for name, path in named(paths).items()}
+    return {name: load(path) for name, path in named(paths).items()}
 
 
 def streams_of(stream: Stream) -> tuple[str, ...]:

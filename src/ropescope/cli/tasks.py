@@ -98,6 +98,7 @@ def tasks(
     from ropescope.base.files import check_folder, check_target
     from ropescope.evaluation.sweep.arms import checked_alphas
     from ropescope.evaluation.tasks.harness import TaskProtocol, check_installed, check_protocol
+    from ropescope.measurement.results import load
 
     check_installed()
     check_model(options)
@@ -110,7 +111,7 @@ def tasks(
         check_folder(samples)
     target = check_target(output or Path(f"{stem_of(model)}-tasks.nc"))
     check_companions(target, _FORMATS)
-    measured = rs.load(result)
+    measured = load(result)
     masks = {name: rs.select(measured, name) for name in select}
     join()
     loaded, tokenizer = load_chosen(model, options)

@@ -1,0 +1,90 @@
+"""Every kind of file or result -> one HTML file: the explorer, then sweeps, tasks, comparison and places in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import xarray as xr
+
+from ropescope.analysis.comparability import pair_by_pair
+from ropescope.analysis.comparison_in_words import same_places, spread_compared
+from ropescope.analysis.places_in_words import where_bands_live
+from ropescope.base.errors import InputError
+from ropescope.base.files import check_target, named, written_whole
+from ropescope.base.tables import Section
+from ropescope.display.report import render
+from ropescope.evaluation.opening import load
+from ropescope.evaluation.sweep.dataset import SWEEP
+from ropescope.evaluation.tasks.dataset import TASKS
+from ropescope.evaluation.tasks.table import tasks_section
+
+Content = xr.DataTree | xr.Dataset | str | Path
+
+
+def report(
+    contents: Mapping[str, Content] | Sequence[str | Path], path: str | Path, *, overwrite: bool = False
+) -> Path:
+    """Write one HTML file to explore measurements in a browser, offline.
+
+    Parameters
+    ----------
+    contents
+        Measurements, sweeps and scores of tasks by the name to show, each as it is in memory or as a file; or files
+        alone, which are named after themselves. At least one measurement; the first is shown first.
+    path
+        HTML file to write.
+    overwrite
+        Whether it may be replaced.
+
+    Returns
+    -------
+    Path
+        The file written.
+
+    Raises
+    ------
+    InputError
+        There is no measurement, something that is neither of the three, or the same file twice.
+    ResultError
+        A file cannot be read, or the page cannot be written.
+    MissingExtraError
+        The packages that draw it are not installed.
+
+    Examples
+    --------
+    >>> report(["qwen3.nc", "qwen3-sweep.nc"], "qwen3.html")  # doctest: +SKIP
+    """
+    target = check_target(path, overwrite=overwrite)
+    given = contents if isinstance(contents, Mapping) else named([Path(each) for each in contents])
+    loaded = {name: load(each) if isinstance(each, str | Path) else each for name, each in given.items()}
+    results, sweeps, tasks = (_of_kind(loaded, kind) for kind in ("measurement", SWEEP.name, TASKS.name))
+    if unknown := sorted(loaded.keys() - {*results, *sweeps, *tasks}):
+        raise InputError(f"report got {unknown[0]!r}, which is no measurement, sweep or scores of tasks; leave it out")
+    if not results:
+        raise InputError("report got no measurement; name at least one file of 'ropescope measure'")
+    sections = [tasks_section(data, name) for name, data in tasks.items()]
+    page = render(results, sweeps=sweeps, sections=[*sections, *_compared(results), *_lived(results)])
+    with written_whole(target) as partial:
+        partial.write_text(page, encoding="utf-8")
+    return target
+
+
+def _of_kind(loaded: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """What follows a schema; measurements are the trees."""
+    if kind == "measurement":
+        return {name: each for name, each in loaded.items() if isinstance(each, xr.DataTree)}
+    return {
+        name: each for name, each in loaded.items() if isinstance(each, xr.Dataset) and each.attrs.get("schema") == kind
+    }
+
+
+def _compared(results: Mapping[str, xr.DataTree]) -> Sequence[Section]:
+    if len(results) < 2:
+        return ()
+    return same_places(results) if pair_by_pair(results) else (spread_compared(results),)
+
+
+def _lived(results: Mapping[str, xr.DataTree]) -> list[Section]:
+    return [where_bands_live(result, name if len(results) > 1 else "") for name, result in results.items()]
