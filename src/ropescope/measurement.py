@@ -23,6 +23,7 @@ from tqdm import tqdm
 from ropescope.attention import AttentionCall, intercepted
 from ropescope.batching import AUTO, Batches, BatchSize, batches_of
 from ropescope.collection import Collection
+from ropescope.decoder import decoder_of
 from ropescope.entropy import analysis_window, check_frames
 from ropescope.errors import InputError, NonFiniteError, ResultError
 from ropescope.files import check_target
@@ -212,7 +213,7 @@ def _cells(
 def _run(model: PreTrainedModel, batch: TokenIds, handler: Any) -> None:
     """Run the decoder over a batch with `handler` at every attention, without head and cache."""
     with undisturbed(model), suppress(PassEnded), intercepted(model, handler):
-        model.get_decoder()(input_ids=batch.to(input_device(model)), use_cache=False)
+        decoder_of(model)(input_ids=batch.to(input_device(model)), use_cache=False)
 
 
 def _offloaded(model: PreTrainedModel) -> bool:
