@@ -70,7 +70,9 @@ def check_head(model: PreTrainedModel) -> None:
             f"{type(model).__name__} has no language-model head, so it gives tokens no probability; load the "
             "checkpoint as a causal language model (AutoModelForCausalLM)"
         )
-    if not model.can_generate():
+    causal = [module.is_causal for module in decoder_of(model).modules() if hasattr(module, "is_causal")]
+    if causal and not any(causal):
         raise ModelError(
-            f"{type(model).__name__} does not predict next tokens; a perplexity needs a causal language model"
+            f"{type(model).__name__} sees the tokens that it would have to predict; a perplexity needs a causal "
+            "language model"
         )
