@@ -331,14 +331,14 @@ def gradients(model: PreTrainedModel, mask: PairMask) -> Tensor:
 def test_gradient_checkpointing_weights_the_layers_it_runs_again() -> None:
     model, plain_model = LLAMA.build().train(), LLAMA.build().train()
     mask = two_pairs_of(model, "layer == 2")
-    model.gradient_checkpointing_enable()
+    model.activation_checkpointing_enable()
     torch.testing.assert_close(gradients(model, mask), gradients(plain_model, mask))
 
 
 def test_gradient_checkpointing_of_layers_that_only_their_order_tells_apart_is_refused() -> None:
     model = stacked().train()
     mask = two_pairs_of(model, "layer == 2")
-    model.gradient_checkpointing_enable()
+    model.activation_checkpointing_enable()
     with pytest.raises(ModelError, match=r"outside a forward of its decoder \(gradient checkpointing does that\)"):
         gradients(model, mask)
 
