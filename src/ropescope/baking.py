@@ -76,8 +76,8 @@ def _check_whole(model: PreTrainedModel) -> None:
     adapted = [name for name, module in model.named_modules() if hasattr(module, "base_layer")]
     if adapted:
         raise ModelError(
-            f"the model carries adapters ({len(adapted)} modules, first {adapted[0]}), so what is baked would not be what "
-            "what is saved; merge them first (merge_and_unload())"
+            f"the model carries adapters ({len(adapted)}, first {adapted[0]}), so what is baked would not be what "
+            "is saved; merge them first (merge_and_unload())"
         )
 
 
