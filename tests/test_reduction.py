@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import torch
 
+from architectures import LLAMA
 from ropescope.attention import AttentionCall
-from ropescope.probing import LayerRotation
+from ropescope.probing import probe
 from ropescope.reduction import Frames, Reducer
-from ropescope.rotary import Pairing
 
 
 def test_a_batch_is_reduced_on_the_device_of_its_queries_and_keys() -> None:
-    rotation = LayerRotation(0, 4, 2, 16, Pairing("half-split", 0, 16), torch.ones(8, dtype=torch.float64), True)
+    rotation = probe(LLAMA.shared()).layers[0]
     reducer = Reducer({0: rotation}, Frames(16, 8, "hann"), {0: [3]}, cell_width=4, ends_early=False)
     reducer.begin(first_window=True)
     reducer(AttentionCall(0, *(torch.empty(2, heads, 48, 16, device="meta") for heads in (4, 2)), {}))
