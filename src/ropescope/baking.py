@@ -123,7 +123,7 @@ def _projected(model: PreTrainedModel) -> tuple[dict[Place, nn.Module], dict[Pla
         )
         for module in decoder.modules()
         for stream, name in PROJECTIONS.items()
-        if hasattr(module, "layer_idx") and hasattr(module, name)
+        if hasattr(module, "layer_idx") and getattr(module, name, None) is not None
     ]
     tokens = torch.arange(_TOKENS, device="cpu")[None] * 7 % vocabulary_size(model)
     try:
