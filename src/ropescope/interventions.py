@@ -17,6 +17,7 @@ import torch
 from ropescope.arguments import check_share
 from ropescope.attention import AttentionCall, intercepted
 from ropescope.axes import KEY, QUERY
+from ropescope.decoder import decoder_of
 from ropescope.errors import InputError
 from ropescope.live import model_provenance, rotary_frequencies
 from ropescope.masks import PairMask
@@ -128,7 +129,7 @@ def derotated(model: PreTrainedModel, mask: PairMask, *, strength: float = 1.0) 
         query = turn(grouped, cos[:, None, newest], sin[:, None, newest], pairing).flatten(1, 2)
         return query, turn(call.key, cos, sin, pairing)
 
-    guard = model.get_decoder().register_forward_pre_hook(_refuse_static_cache, with_kwargs=True)
+    guard = decoder_of(model).register_forward_pre_hook(_refuse_static_cache, with_kwargs=True)
     try:
         with intercepted(model, turn_back):
             yield
@@ -207,7 +208,7 @@ def pair_weights(
 def over_dimensions(weight: Tensor, rotation: LayerRotation) -> Tensor:
     """Spread weights per pair, (head, pair), over the head's dimensions, (head, head_dim); 1 outside the block."""
     pairing = rotation.pairing
-    spread = torch.ones(weight.shape[0], rotation.head_dim)
+    spread = torch.ones(weight.shape[0], rotation.head_dim, device=weight.device)
     both = torch.cat((weight, weight), -1) if pairing.style == "half-split" else weight.repeat_interleave(2, -1)
     spread[:, pairing.start : pairing.stop] = both
     return spread
@@ -232,7 +233,7 @@ def _frequency_in_force(model: PreTrainedModel, rotation: LayerRotation) -> Call
     sign = -1 if (rotation.frequency < 0).any() else 1
     buffers = [
         (module, name, torch.equal(sign * buffer.cpu().double(), rotation.frequency))
-        for module, name, buffer in rotary_frequencies(model.get_decoder())
+        for module, name, buffer in rotary_frequencies(decoder_of(model))
         if "orig" not in name and len(buffer) == rotation.pairing.pairs
     ]
     # Rotations of several kinds keep fixed frequencies; one that follows the length need not be at the probe's.

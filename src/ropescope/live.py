@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from ropescope.arguments import check_batch_size
+from ropescope.decoder import check_model
 from ropescope.errors import InputError
 from ropescope.fingerprint import fingerprint
 
@@ -66,7 +67,11 @@ def vocabulary_size(model: PreTrainedModel) -> int:
 
 
 def check_windows(model: PreTrainedModel, windows: TokenIds, batch_size: BatchSize = 1) -> None:
-    """Raise InputError unless `windows` are token ids of this model, (sequence, position), to be run in batches."""
+    """Raise InputError unless `windows` are token ids of this model, (sequence, position), to be run in batches.
+
+    That of a model that cannot be taken is a ModelError.
+    """
+    check_model(model)
     if windows.ndim != 2 or windows.is_floating_point() or windows.dtype == torch.bool or windows.numel() == 0:
         raise InputError(
             f"windows got shape {tuple(windows.shape)}, {windows.dtype}; it takes token ids of shape "
@@ -84,7 +89,9 @@ def check_windows(model: PreTrainedModel, windows: TokenIds, batch_size: BatchSi
 
 @contextmanager
 def undisturbed(model: PreTrainedModel) -> Iterator[None]:
-    """Run a model without gradients and dropout, and leave it as it was.
+    """Run a model without gradients, dropout and autocast, and leave it as it was.
+
+    Autocast would run it in another dtype than its own, which is the one that results name.
 
     Rotary modules whose frequencies follow the length (dynamic NTK, LongRoPE) write to themselves when they run; they
     and every module's mode are put back on exit.
@@ -94,7 +101,7 @@ def undisturbed(model: PreTrainedModel) -> Iterator[None]:
     state = [(m, dict(m.__dict__), {n: (b, b.clone()) for n, b in m.named_buffers(recurse=False)}) for m in rotary]
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), _no_autocast():
             yield
     finally:
         for module, attributes, buffers in state:
@@ -104,6 +111,15 @@ def undisturbed(model: PreTrainedModel) -> Iterator[None]:
                 module._buffers[name] = buffer.copy_(content)
         for module in training:
             module.training = True
+
+
+@contextmanager
+def _no_autocast() -> Iterator[None]:
+    accelerator = torch.accelerator.current_accelerator()
+    with ExitStack() as off:
+        for device in {"cpu", accelerator.type if accelerator else "cpu"}:
+            off.enter_context(torch.autocast(device, enabled=False))
+        yield
 
 
 def rotary_frequencies(model: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor]]:

@@ -23,6 +23,7 @@ from ropescope.arguments import AUTO, BatchSize, check_analysis_window, check_fr
 from ropescope.attention import AttentionCall, intercepted
 from ropescope.batching import Batches, batches_of
 from ropescope.collection import Collection
+from ropescope.decoder import decoder_of
 from ropescope.errors import InputError, NonFiniteError, ResultError
 from ropescope.files import check_target
 from ropescope.journal import Journal, drop_journal, journal_of, unseen
@@ -212,7 +213,7 @@ def _cells(
 def _run(model: PreTrainedModel, batch: TokenIds, handler: Any) -> None:
     """Run the decoder over a batch with `handler` at every attention, without head and cache."""
     with undisturbed(model), suppress(PassEnded), intercepted(model, handler):
-        model.get_decoder()(input_ids=batch.to(input_device(model)), use_cache=False)
+        decoder_of(model)(input_ids=batch.to(input_device(model)), use_cache=False)
 
 
 def _offloaded(model: PreTrainedModel) -> bool:

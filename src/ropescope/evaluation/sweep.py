@@ -122,9 +122,9 @@ def sweep(
     >>> print(sweep_table(data))  # doctest: +SKIP
     """
     plan = planned(selections, alphas, controls)
+    scored = check_scoring(model, windows, stride, batch_size)
     workers = workers_of(model, group)
     batches_of(batch_size, model.device.type, workers)
-    scored = check_scoring(model, windows, stride, batch_size)
     facts = _configuration(model, windows, intervention, stride, batch_size)
     provenance = _provenance(facts, protocol(model, windows, stride, batch_size), plan, controls)
     target = None if path is None else check_target(path)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
+from ropescope.decoder import check_head
 from ropescope.errors import InputError, ResultError, TaskError
 from ropescope.evaluation.harness import Evaluated, Harness, Score, TaskProtocol, json_default
 from ropescope.evaluation.plan import cell_name, check_masks, checked_alphas, intervention_name, mask_digest
@@ -117,6 +118,7 @@ def evaluate_tasks(
     arms = _arms(masks, [alpha] if isinstance(alpha, int | float) else alpha)
     for each in masks.values():
         fitting_card(model, each)
+    check_head(model)
     workers = workers_of(model, group)
     harness = Harness(model, tokenizer, protocol)
     harness.check(tasks)
