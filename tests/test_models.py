@@ -16,7 +16,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from ropescope.errors import ModelError
-from ropescope.live import model_provenance
+from ropescope.identity import model_provenance
 from ropescope.models import load_bare_model, load_model
 from tiny import SIZES, byte_level_tokenizer, tiny_llama
 

@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,7 +22,8 @@ from uuid import uuid4
 import numpy as np
 
 from ropescope.errors import ResultError, first_line
-from ropescope.files import written_whole
+from ropescope.facts import differences, listed
+from ropescope.files import check_target, written_whole
 from ropescope.workers import Workers
 
 _CONFIGURATION = "configuration.json"
@@ -163,6 +164,42 @@ def drop_journal(output: Path, configuration: Mapping[str, Any], workers: Worker
             journal.remove()
 
 
+def finished(
+    target: Path, facts: Mapping[str, Any], read: Callable[[Path], Mapping[str, Any]], overwrite: bool
+) -> bool:
+    """Whether a file holds what a run would give and is kept; one that holds anything else is in the way.
+
+    Parameters
+    ----------
+    target
+        The output, which need not exist.
+    facts
+        All that decides what the output holds.
+    read
+        Gives the facts of a file; raises ResultError, KeyError or ValueError if it has none.
+    overwrite
+        Whether to work anew and replace whatever is there.
+
+    Raises
+    ------
+    ResultError
+        If the file must stay and holds something else; the message names what differs.
+    """
+    if overwrite or not target.exists():
+        return False
+    found = None
+    with suppress(ResultError, KeyError, ValueError):
+        found = read(target)
+    if found is None:
+        check_target(target, overwrite=False)
+    elif differing := differences(found, facts):
+        raise ResultError(
+            f"cannot write {target}: it exists and holds another run (other {listed(differing)}); allow overwriting or "
+            "choose another name"
+        )
+    return True
+
+
 def unseen(name: str) -> ResultError:
     """What to raise where a process cannot read a cell that the leading one has seen."""
     return ResultError(f"{name} of the journal is not there for every process; write to a folder that all share")
@@ -191,7 +228,7 @@ def _held(output: Path, configuration: Mapping[str, Any]) -> Iterator[Journal]:
     with _writing(folder):
         folder.mkdir(exist_ok=True)
     with _locked(folder / _LOCK, output):
-        journal = Journal(folder, _begun(Journal(folder), output, json.loads(json.dumps(configuration))))
+        journal = Journal(folder, _begun(Journal(folder), output, configuration))
         try:
             yield journal
         finally:
@@ -214,25 +251,14 @@ def _begun(journal: Journal, output: Path, wanted: Mapping[str, Any]) -> str:
     except OSError as error:
         raise ResultError(f"cannot read {path} now: {first_line(error)}; the cells beside it are kept") from error
     found = record.get("configuration") if isinstance(record, dict) else None
-    if found != wanted:
-        other = f"other {', '.join(_differences(found, wanted))}" if isinstance(found, dict) else "unreadable"
+    differing = differences(found, wanted) if isinstance(found, dict) else None
+    if differing is None or differing:
+        other = f"other {listed(differing)}" if differing else "unreadable"
         raise ResultError(
             f"{journal.folder} holds cells of another run ({other}); finish that one as it was begun, write to another "
             f"file than {output.name}, or delete the folder to start afresh"
         )
     return str(record["begun"])
-
-
-def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """Dotted names of the entries that differ."""
-    names = []
-    for name in sorted({*found, *wanted}):
-        theirs, ours = found.get(name), wanted.get(name)
-        if isinstance(theirs, dict) and isinstance(ours, dict):
-            names += [f"{name}.{inner}" for inner in _differences(theirs, ours)]
-        elif theirs != ours:
-            names.append(name)
-    return names
 
 
 @contextmanager
