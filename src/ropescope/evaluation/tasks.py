@@ -125,7 +125,8 @@ def evaluate_tasks(
     harness.check(tasks)
     facts = _configuration(model, tokenizer, protocol, intervention)
     definitions = {task: harness.definition(task) for task in tasks}
-    provenance = {**facts, "include_path": _text(protocol.include_path), "tasks": definitions}
+    provenance = {**facts, "include_path": _text(protocol.include_path), "tasks": list(tasks)}
+    provenance["definitions"] = definitions
     provenance["selections"] = _selections(masks)
     target = None if path is None else check_target(path)
     if target is not None and workers.agreed(workers.leading and _whole(target, provenance, overwrite)):
