@@ -552,10 +552,16 @@ def test_a_file_that_does_not_know_the_new_facts_is_opened_but_is_no_finished_ru
     facts = provenance(result)
     for name in ("config", "dtypes", "frequencies", "adapters", "checksum", "interventions", "hooks", "behaviour"):
         del facts["model"][name]
-    save(result.assign_attrs(provenance=json.dumps(facts)), path)
+    save(with_facts(result, facts), path)
     assert same_numbers(load(path), result)
     with pytest.raises(ResultError, match=r"other model\.adapters unknown against \[\], model\.checksum"):
         measure(LLAMA.shared(), WINDOWS, path=path, **FRAMES)
+
+
+def with_facts(result: xr.DataTree, facts: dict[str, Any]) -> xr.DataTree:
+    copy = result.copy()
+    copy.attrs = {**result.attrs, "provenance": json.dumps(facts)}
+    return copy
 
 
 def described(result: xr.DataTree, **model: Any) -> xr.DataTree:
@@ -563,7 +569,7 @@ def described(result: xr.DataTree, **model: Any) -> xr.DataTree:
     facts = provenance(result)
     facts["model"] |= model
     facts["windows"]["corpus"] = model.get("id", "a")
-    return result.assign_attrs(provenance=json.dumps(facts))
+    return with_facts(result, facts)
 
 
 def test_a_comparison_knows_a_model_by_what_it_is_and_not_by_its_path() -> None:

@@ -332,9 +332,7 @@ def test_an_existing_file(masks: dict[str, Any], tmp_path: Path, calls: list[int
     renamed = {**masks, "low": replace(masks["high"], provenance=masks["low"].provenance)}
     with pytest.raises(ResultError, match="it exists"):
         run(renamed, path)
-    with pytest.raises(
-        ResultError, match=r"it exists and holds another run \(other alphas .* allow overwriting or choose"
-    ):
+    with pytest.raises(ResultError, match=r"it exists and holds another run \(other alphas .* allow overwriting"):
         run(masks, path, alphas=(0.1,))
     assert len(calls) == 9
     assert [entry.name for entry in tmp_path.iterdir()] == ["sweep.nc"]
