@@ -662,9 +662,14 @@ def test_another_measurement_is_refused_before_the_model_is_loaded(
     folder: Path, more: tuple[str, str], difference: str, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     cli.main(command(folder))
+    changed_command = command(folder)
+    if more[0] in changed_command:
+        changed_command[changed_command.index(more[0]) + 1] = more[1]
+    else:
+        changed_command += more
     monkeypatch.setattr("ropescope.models.load_model", lambda *args, **kwargs: pytest.fail("loaded"))
     with pytest.raises(SystemExit, match="2"):
-        cli.main([*command(folder), *more])
+        cli.main(changed_command)
     assert f"other {difference.replace(chr(92), '')}); allow overwriting" in capsys.readouterr().err
     (folder / "result.nc").write_text("precious")
     with pytest.raises(SystemExit, match="2"):
