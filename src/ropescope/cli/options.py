@@ -14,6 +14,7 @@ from cyclopts import App, Group, Parameter
 
 from ropescope.arguments import check_cut, check_dtype, check_place
 from ropescope.axes import STREAMS
+from ropescope.cli.printing import say
 from ropescope.errors import InputError
 
 if TYPE_CHECKING:
@@ -202,7 +203,7 @@ def stamp(path: Path) -> tuple[int, int] | None:
 def say_if_kept(path: Path, before: tuple[int, int] | None) -> None:
     """Say so where the output is the very file that was there before."""
     if before is not None and stamp(path) == before:
-        print(f"{path} is already there and holds this very run; --overwrite makes it anew\n")
+        say(f"{path} is already there and holds this very run; --overwrite makes it anew\n")
 
 
 def leading() -> bool:
