@@ -185,11 +185,14 @@ def finished(
     ResultError
         If the file must stay and holds something else; the message names what differs.
     """
-    if overwrite or not target.exists():
+    if not target.exists():
         return False
     found = None
+    # Also before it is replaced: a file that cannot be read just now is left as it is.
     with suppress(ResultError, KeyError, ValueError):
         found = read(target)
+    if overwrite:
+        return False
     if found is None:
         check_target(target, overwrite=False)
     elif differing := differences(found, facts):
