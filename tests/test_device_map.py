@@ -14,8 +14,8 @@ from architectures import LLAMA, LLAMA4, QWEN3, Architecture, tokens
 from ropescope.baking import bake
 from ropescope.errors import ModelError
 from ropescope.evaluation.perplexity import perplexity
+from ropescope.identity import model_provenance
 from ropescope.interventions import derotated, weighted_rope
-from ropescope.live import model_provenance
 from ropescope.measurement import measure
 from ropescope.models import load_model
 from ropescope.probing import probe

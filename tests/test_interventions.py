@@ -38,8 +38,8 @@ from architectures import (
 from ropescope.attention import AttentionCall, intercepted
 from ropescope.axes import HEAD, KV_HEAD, LAYER, PAIR
 from ropescope.errors import InputError
+from ropescope.identity import model_provenance
 from ropescope.interventions import derotated, weighted_rope
-from ropescope.live import model_provenance
 from ropescope.masks import PairMask
 from ropescope.measurement import measure
 from ropescope.selection import select

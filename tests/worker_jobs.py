@@ -21,8 +21,8 @@ import ropescope as rs
 from architectures import LLAMA, LLAMA4, QWEN3, Architecture, tokens
 from ropescope.errors import InputError, ModelError, NonFiniteError
 from ropescope.evaluation.plan import Controls
+from ropescope.identity import model_provenance
 from ropescope.launch import launched
-from ropescope.live import model_provenance
 from ropescope.workers import Workers
 
 FRAMES = {"frame_length": 32, "hop_length": 16}

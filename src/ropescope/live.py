@@ -1,4 +1,4 @@
-"""What is asked of a model in memory: which one it is, whether windows fit it, and to run without a trace."""
+"""What is asked of a model in memory: where token ids go, whether windows fit it, and to run without a trace."""
 
 from __future__ import annotations
 
@@ -12,45 +12,12 @@ from torch import Tensor, nn
 from ropescope.arguments import check_batch_size
 from ropescope.decoder import check_model
 from ropescope.errors import InputError
-from ropescope.fingerprint import fingerprint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from ropescope.arguments import BatchSize
     from ropescope.axes import TokenIds
-
-
-def model_provenance(model: PreTrainedModel) -> dict[str, object]:
-    """Say which model this is, in values that JSON can hold.
-
-    Parameters
-    ----------
-    model
-        Any transformers model, however it was made.
-
-    Returns
-    -------
-    ``id``, ``revision`` (commit, or None), ``architecture``, ``dtype``, ``attention`` and ``fingerprint``: a SHA-256
-    over name and shape of every parameter and up to 16 of its values, rounded to bfloat16. Equal fingerprints mean
-    the same weights wherever they were loaded from, in whichever dtype if they were born in bfloat16; a change of
-    single rows can escape the sample. It does not depend on where the weights are: one device, several, the CPU or
-    the disk (accelerate), several processes (tensor parallelism, each of which must ask).
-
-    Examples
-    --------
-    >>> model_provenance(model)["architecture"]  # doctest: +SKIP
-    'LlamaForCausalLM'
-    """
-    config = model.config
-    return {
-        "id": config.name_or_path or None,
-        "revision": getattr(config, "_commit_hash", None),
-        "architecture": type(model).__name__,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "attention": config._attn_implementation,
-        "fingerprint": fingerprint(model),
-    }
 
 
 def input_device(model: PreTrainedModel) -> torch.device:

@@ -6,7 +6,6 @@ is left of a window is kept at once where a file is asked for; processes that sh
 
 from __future__ import annotations
 
-import json
 import math
 import platform
 from collections.abc import Iterable, Iterator, Mapping
@@ -24,14 +23,16 @@ from ropescope.attention import AttentionCall, intercepted
 from ropescope.batching import Batches, batches_of
 from ropescope.collection import Collection
 from ropescope.decoder import decoder_of
-from ropescope.errors import InputError, NonFiniteError, ResultError
+from ropescope.errors import InputError, NonFiniteError
+from ropescope.facts import finished
 from ropescope.files import check_target
+from ropescope.identity import model_provenance
 from ropescope.journal import Journal, drop_journal, journal_of, unseen
-from ropescope.live import check_windows, input_device, model_provenance, undisturbed
+from ropescope.live import check_windows, input_device, undisturbed
 from ropescope.probing import RotaryCard, probe
 from ropescope.progress import progress as steps_of
 from ropescope.reduction import LARGEST_NORM, Frames, PassEnded, Reducer
-from ropescope.results import load, provenance, save
+from ropescope.results import load, recorded_facts, save
 from ropescope.windows import windows_protocol
 from ropescope.workers import Workers, workers_of
 
@@ -78,7 +79,10 @@ def measure(
         NetCDF file for the result. Beside it a folder ``<path>.partial`` keeps every finished batch until the file is
         complete: the same call after a crash goes on there, and ends with the same bytes.
     overwrite
-        Whether another file at `path` may be replaced. One that holds this very measurement is read and returned.
+        Measure anew and replace whatever file is at `path`. Without it a file that holds this very measurement is read
+        and returned, and any other is refused. All that decides the numbers tells: weights, config, frequencies,
+        adapters, hooks and interventions that are open, windows, parameters, versions; what the model is called and
+        where it lies do not.
     group
         Processes that share the windows, each of which makes this call with a copy of the model; all of them get the
         whole result, the first writes it. None is this process alone, or, where transformers has spread the model
@@ -134,7 +138,7 @@ def measure(
     facts = _facts(model, windows, reducer, batch_size)
     configuration = {**facts, "device": model.device.type}
     target = None if path is None else check_target(path)
-    if target is not None and workers.agreed(workers.leading and _finished(target, facts, overwrite)):
+    if target is not None and workers.agreed(workers.leading and finished(target, facts, recorded_facts, overwrite)):
         drop_journal(target, configuration, workers)
         return load(target)
     with nullcontext() if target is None else journal_of(target, configuration, workers) as journal:
@@ -259,16 +263,3 @@ def _facts(model: PreTrainedModel, windows: TokenIds, reducer: Reducer, batch_si
 def _provenance(facts: Mapping[str, Any], collection: Collection, created: str) -> dict[str, Any]:
     sizes = {"batch_sizes": sorted(collection.batch_sizes)} if facts["parameters"]["batch_size"] == AUTO else {}
     return {**facts, "parameters": {**facts["parameters"], **sizes}, "created": created}
-
-
-def _finished(target: Path, facts: Mapping[str, Any], overwrite: bool) -> bool:
-    """Whether a file holds this very measurement; if not, it must be one that may be replaced."""
-    if target.exists():
-        with suppress(ResultError):
-            found = provenance(load(target))
-            found.pop("created", None)
-            found.get("parameters", {}).pop("batch_sizes", None)
-            if found == json.loads(json.dumps(facts)):
-                return True
-        check_target(target, overwrite=overwrite)
-    return False

@@ -14,6 +14,7 @@ from cyclopts import App, Group, Parameter
 
 from ropescope.arguments import check_cut, check_dtype, check_place
 from ropescope.axes import STREAMS
+from ropescope.cli.printing import say
 from ropescope.errors import InputError
 
 if TYPE_CHECKING:
@@ -189,6 +190,20 @@ def sharing(options: ModelOptions) -> ProcessGroup | None:
     from ropescope.workers import all_launched
 
     return None if options.tensor_parallel else all_launched().group
+
+
+def stamp(path: Path) -> tuple[int, int] | None:
+    """What tells a file from one that has been put in its place; None where there is none."""
+    if not path.exists():
+        return None
+    found = path.stat()
+    return found.st_ino, found.st_mtime_ns
+
+
+def say_if_kept(path: Path, before: tuple[int, int] | None) -> None:
+    """Say so where the output is the very file that was there before."""
+    if before is not None and stamp(path) == before:
+        say(f"{path} is already there and holds this very run; --overwrite makes it anew\n")
 
 
 def leading() -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,9 +20,8 @@ import xarray as xr
 from ropescope.arguments import AUTO, BatchSize
 from ropescope.axes import STREAMS
 from ropescope.batching import batches_of
-from ropescope.errors import ResultError
 from ropescope.evaluation.perplexity import check_scoring, perplexity, protocol
-from ropescope.evaluation.plan import ALPHAS, THREE_SEEDS, Controls, Plan, intervention_name, mask_digest, planned
+from ropescope.evaluation.plan import ALPHAS, THREE_SEEDS, Controls, Plan, intervention_name, planned
 from ropescope.evaluation.records import (
     ALPHA,
     ARM,
@@ -32,10 +31,11 @@ from ropescope.evaluation.records import (
     WINDOW,
     labelled,
 )
+from ropescope.facts import finished
 from ropescope.files import check_target
+from ropescope.identity import model_provenance
 from ropescope.interventions import derotated, weighted_rope
 from ropescope.journal import Journal, drop_journal, journal_of, unseen
-from ropescope.live import model_provenance
 from ropescope.masks import PairMask
 from ropescope.progress import progress as steps_of
 from ropescope.results import provenance as result_provenance
@@ -92,7 +92,8 @@ def sweep(
         NetCDF file for the dataset. Beside it a folder ``<path>.partial`` keeps every finished cell until the file is
         complete: the same call after a crash goes on there, and ends with the same bytes.
     overwrite
-        Whether another file at `path` may be replaced. One that holds this very sweep is read and returned.
+        Sweep anew and replace whatever file is at `path`. Without it a file that holds this very sweep is read and
+        returned, and any other is refused, as in :func:`ropescope.measure`.
     stride, batch_size
         As in :func:`ropescope.perplexity`.
     group
@@ -128,7 +129,7 @@ def sweep(
     facts = _configuration(model, windows, intervention, stride, batch_size)
     provenance = _provenance(facts, protocol(model, windows, stride, batch_size), plan, controls)
     target = None if path is None else check_target(path)
-    if target is not None and workers.agreed(workers.leading and _finished(target, provenance, overwrite)):
+    if target is not None and workers.agreed(workers.leading and finished(target, provenance, _recorded, overwrite)):
         drop_journal(target, facts, workers)
         return SWEEP.load(target)
     for mask in plan.masks():
@@ -179,22 +180,16 @@ def _provenance(
         **facts,
         "windows": dict(protocol),
         "selections": {
-            name: {**arms[SELECTION].provenance, "sha256": mask_digest(arms[SELECTION])}
-            for name, arms in plan.arms.items()
+            name: {**arms[SELECTION].provenance, "sha256": arms[SELECTION].digest()} for name, arms in plan.arms.items()
         },
         "alphas": list(plan.alphas),
         "controls": {"seeds": list(controls.seeds), "alphas": list(plan.control_alphas), "norms_measured": norms},
     }
 
 
-def _finished(target: Path, provenance: Mapping[str, Any], overwrite: bool) -> bool:
-    """Whether a file holds this very sweep; if not, it must be one that may be replaced."""
-    if target.exists():
-        with suppress(ResultError, KeyError, ValueError):
-            if json.loads(SWEEP.load(target).attrs["provenance"]) == json.loads(json.dumps(provenance)):
-                return True
-        check_target(target, overwrite=overwrite)
-    return False
+def _recorded(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(SWEEP.load(path).attrs["provenance"])
+    return found
 
 
 def _run(
