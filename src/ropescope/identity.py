@@ -188,7 +188,7 @@ def _frequencies(decoder: nn.Module) -> dict[str, list[list[float]]]:
     """Samples of every different frequency vector by the name of its buffer, "original" ones aside."""
     found: dict[str, list[list[float]]] = {}
     for _, name, buffer in rotary_frequencies(decoder):
-        places = torch.linspace(0, len(buffer) - 1, min(_SAMPLES, len(buffer))).long()
+        places = torch.linspace(0, len(buffer) - 1, min(_SAMPLES, len(buffer)), device="cpu").long()
         samples = [float(f"{value:.8g}") for value in buffer.detach().cpu().double()[places].tolist()]
         if not re.search("original|long|short", name) and samples not in found.setdefault(name, []):
             found[name].append(samples)
@@ -257,7 +257,7 @@ def _behaviour(model: PreTrainedModel) -> dict[str, list[float | None]]:
         for stream, heads in ((QUERY, call.query), (KEY, call.key)):
             found[f"layer {call.layer} {stream}"] = _figures(call.all_heads(heads.detach(), 1))
 
-    tokens = (torch.arange(_TOKENS)[None] * 7919 + 3) % vocabulary_size(model)
+    tokens = (torch.arange(_TOKENS, device="cpu")[None] * 7919 + 3) % vocabulary_size(model)
     with undisturbed(model), intercepted(model, observe):
         output = decoder_of(model)(input_ids=tokens.to(input_device(model)), use_cache=False)
     return {**found, "the last layer": _figures(output[0])}
@@ -266,6 +266,6 @@ def _behaviour(model: PreTrainedModel) -> dict[str, list[float | None]]:
 def _figures(values: Tensor) -> list[float | None]:
     """Root mean square, and a sum under fixed signs that is of the same size and strays as far as the values do."""
     flat = values.detach().cpu().double().flatten()
-    signs = 1 - 2 * ((torch.arange(len(flat)) * 2654435761 >> 15) & 1).double()
+    signs = 1 - 2 * ((torch.arange(len(flat), device="cpu") * 2654435761 >> 15) & 1).double()
     size, projected = float(flat.square().mean().sqrt()), float((flat * signs).sum()) / math.sqrt(len(flat))
     return [float(f"{figure:.6g}") if math.isfinite(figure) else None for figure in (size, projected)]
