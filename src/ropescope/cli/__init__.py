@@ -45,7 +45,7 @@ def _say(line: str) -> None:
 
 
 def _first_to_speak() -> bool:
-    from ropescope import launch
+    from ropescope.run import launch
 
     joined = sys.modules.get("ropescope.run.workers")
     if joined is None or joined.all_launched().group is None:

@@ -232,6 +232,13 @@ def load(path: str | Path) -> xr.DataTree:
     return tree
 
 
+def recorded_facts(path: Path) -> dict[str, Any]:
+    """The facts that a measurement's file was made from."""
+    found = provenance(load(path))
+    found.get("parameters", {}).pop("batch_sizes", None)
+    return found
+
+
 @contextmanager
 def reading(path: Path, again: str) -> Iterator[None]:
     """Say of a NetCDF4 file that cannot be read whether it is damaged or only out of reach.
