@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +19,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from architectures import ARCHITECTURES, GEMMA3, GPT2, LLAMA, QWEN3, VOCABULARY, Architecture, state_of, tokens
-from ropescope.base.errors import ModelError
+from ropescope.base.errors import ModelError, NonFiniteError
 from ropescope.model.attention import AttentionCall, intercepted
 
 pytestmark = pytest.mark.usefixtures("one_thread", "no_gradients")
@@ -411,3 +413,115 @@ def test_a_model_that_bypasses_the_interface_is_refused(config_class: str, setti
     with pytest.raises(ModelError, match=f"^{type(model.get_decoder()).__name__} {text}"), intercepted(model, print):
         pytest.fail("a model that bypasses the interface was accepted")
     assert state_of(model) == before
+
+
+class TwoOf:
+    """The second of `size` processes, each of which holds an equal part of the heads."""
+
+    rank = 1
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def concatenated(self, part: Tensor, dim: int) -> Tensor:
+        return torch.cat([part + 10 * rank for rank in range(self.size)], dim)
+
+
+def a_call(workers: Any = None) -> AttentionCall:
+    heads = torch.ones(2, 4, 6, 8), torch.ones(2, 2, 6, 8)
+    return AttentionCall(3, *heads, {}) if workers is None else AttentionCall(3, *heads, {}, workers)
+
+
+def test_a_process_alone_holds_all_heads() -> None:
+    call = a_call()
+    assert (call.heads, call.kv_heads) == (slice(0, 4), slice(0, 2))
+    assert torch.equal(call.all_heads(call.query, 1), call.query)
+
+
+def test_a_process_of_several_holds_the_heads_of_its_rank() -> None:
+    call = a_call(TwoOf(3))
+    assert (call.heads, call.kv_heads) == (slice(4, 8), slice(2, 4))
+
+
+@pytest.mark.parametrize("dim", [0, 2])
+def test_all_heads_are_put_together_along_the_dimension_asked_for(dim: int) -> None:
+    values = torch.arange(6.0).view(2, 1, 3)
+    expected = torch.cat((values, values + 10), dim)
+    assert torch.equal(a_call(TwoOf(2)).all_heads(values, dim), expected)
+
+
+def test_finite_queries_and_keys_pass() -> None:
+    a_call(TwoOf(2)).check_finite()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize(
+    ("stream", "alone", "of_several"), [("query", "query of layer 3, head 1 ", "head 5 "), ("key", "key of", "head 3 ")]
+)
+def test_what_is_not_finite_is_named_by_layer_head_and_position(
+    stream: str, alone: str, of_several: str, value: float
+) -> None:
+    place = r"is not finite at position 5 \(sequence 1 of its batch\); check the weights, or use dtype float32"
+    for workers, text in ((None, f"^{alone}"), (TwoOf(2), of_several)):
+        call = a_call(workers)
+        getattr(call, stream)[1, 1, 5, 7] = value
+        with pytest.raises(NonFiniteError, match=rf"{text}.*{place}"):
+            call.check_finite()
+
+
+def test_the_first_place_that_is_not_finite_is_named() -> None:
+    call = a_call()
+    call.query[0, 2, 4, 0] = call.query[1, 0, 0, 0] = torch.inf
+    with pytest.raises(NonFiniteError, match=r"head 2 is not finite at position 4 \(sequence 0 "):
+        call.check_finite()
+
+
+def test_an_attention_without_a_layer_index_is_refused() -> None:
+    model = LLAMA.build()
+    del model.model.layers[2].self_attn.layer_idx
+    text = "^LlamaAttention has no layer_idx, so its queries and keys cannot be placed$"
+    with pytest.raises(ModelError, match=text), intercepted(model, Recorder()):
+        plain(model)
+
+
+def test_an_implementation_that_the_file_of_the_module_does_not_define_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = LLAMA.build(implementation="eager")
+    # What a file of modelling code without an eager attention looks like from outside.
+    monkeypatch.setitem(
+        sys.modules, type(model).__module__, SimpleNamespace(ALL_ATTENTION_FUNCTIONS=ALL_ATTENTION_FUNCTIONS)
+    )
+    text = "^LlamaAttention runs 'eager' attention, but its file does not define it$"
+    with pytest.raises(ModelError, match=text), intercepted(model, Recorder()):
+        plain(model)
+
+
+def held_by(monkeypatch: pytest.MonkeyPatch, processes: int, heads: int) -> list[AttentionCall]:
+    """Calls of a Llama whose layers have `heads` query heads, 4 of which this process of several gives attention."""
+    monkeypatch.setattr("ropescope.model.attention.holders", lambda _model: TwoOf(processes))
+    model, recorder = LLAMA.build(), Recorder()
+    model.config.num_attention_heads = heads
+    with intercepted(model, recorder):
+        plain(model)
+    return recorder.calls
+
+
+def test_heads_that_processes_divide_are_those_of_the_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    for call in held_by(monkeypatch, processes=2, heads=8):
+        assert (call.heads, call.kv_heads) == (slice(4, 8), slice(2, 4))
+
+
+def test_heads_that_every_process_holds_are_not_put_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    for call in held_by(monkeypatch, processes=2, heads=4):
+        assert (call.heads, call.kv_heads) == (slice(0, 4), slice(0, 2))
+        assert torch.equal(call.all_heads(call.query, 1), call.query)
+
+
+def test_heads_that_processes_divide_unevenly_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (
+        r"^layer 0 has 9 query heads, of which process 1 of 2 holds 4; use a number of processes that divides the "
+        r"query and the key heads$"
+    )
+    with pytest.raises(ModelError, match=text):
+        held_by(monkeypatch, processes=2, heads=9)

@@ -17,7 +17,7 @@ from ropescope.interventions.baking import bake
 from ropescope.interventions.selection import select
 from ropescope.interventions.weighting import derotated, weighted_rope
 from ropescope.measurement.measure import measure
-from ropescope.model.access import model_provenance
+from ropescope.model.identity import model_provenance
 from ropescope.model.loading import load_model
 from ropescope.model.probing import probe
 from tiny import byte_level_tokenizer

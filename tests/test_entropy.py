@@ -505,3 +505,10 @@ def test_white_noise_entropy_needs_two_bins(bins):
 def test_input_errors_are_value_errors():
     with pytest.raises(ValueError, match="unknown analysis window"):
         analysis_window("kaiser", 8)
+
+
+@pytest.mark.parametrize("window", ["hann", "hamming", "blackman", "rectangular"])
+def test_entropies_are_on_the_device_of_the_signal(window):
+    signal = torch.empty(3, 64, device="meta")
+    assert spectrum_fe(signal, 16, 8, window).device.type == "meta"
+    assert sequence_fe(signal).device.type == "meta"

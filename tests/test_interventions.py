@@ -41,8 +41,8 @@ from ropescope.interventions.masks import PairMask
 from ropescope.interventions.selection import select
 from ropescope.interventions.weighting import derotated, weighted_rope
 from ropescope.measurement.measure import measure
-from ropescope.model.access import model_provenance
 from ropescope.model.attention import AttentionCall, intercepted
+from ropescope.model.identity import model_provenance
 
 pytestmark = pytest.mark.usefixtures("one_thread", "no_gradients")
 
@@ -870,3 +870,13 @@ def test_a_strength_outside_0_to_1_is_refused(strength: float) -> None:
     text = rf"^strength got {strength}; it is a number from 0 to 1$"
     with pytest.raises(InputError, match=text), derotated(LLAMA.shared(), some_pairs(LLAMA), strength=strength):
         pytest.fail(f"strength {strength} was accepted")
+
+
+@pytest.mark.parametrize("intervention", [lambda model, mask: weighted_rope(model, mask, 0.3), derotated])
+def test_an_open_intervention_follows_the_model_to_another_device(
+    intervention: Callable[[PreTrainedModel, PairMask], AbstractContextManager[None]],
+) -> None:
+    model = LLAMA.build()
+    with intervention(model, some_pairs(LLAMA)):
+        logits = model.to("meta")(tokens(1).to("meta")).logits
+    assert logits.device.type == "meta"

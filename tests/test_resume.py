@@ -101,9 +101,9 @@ def test_a_run_that_goes_on_says_when_it_was_begun(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("other", "difference"),
     [
-        ({"batch_size": 2}, r"parameters\.batch_size"),
-        ({"hop_length": 8}, r"parameters\.hop_length"),
-        ({"norm_heads": ()}, "norm_heads"),
+        ({"batch_size": 2}, r"parameters\.batch_size 1 against 2"),
+        ({"hop_length": 8}, r"parameters\.hop_length 16 against 8"),
+        ({"norm_heads": ()}, r"norm_heads \[\[0, \[1\]\], \[2, \[3\]\]\] against \[\]"),
     ],
 )
 def test_a_journal_of_another_measurement_is_refused(tmp_path: Path, other: dict[str, Any], difference: str) -> None:
@@ -156,8 +156,9 @@ def test_an_existing_file(tmp_path: Path, passes: list[int]) -> None:
     passes.clear()
     xr.testing.assert_identical(run(path)["query"].to_dataset(), first["query"].to_dataset())
     assert not passes and path.read_bytes() == content
-    for other in ({"hop_length": 8}, {"norm_heads": ()}):
-        with pytest.raises(ResultError, match="it exists; allow overwriting or choose another name"):
+    for other, name in (({"hop_length": 8}, r"parameters\.hop_length"), ({"norm_heads": ()}, "norm_heads")):
+        text = rf"it exists and holds another run \(other {name} .*\); allow overwriting or choose another name"
+        with pytest.raises(ResultError, match=text):
             run(path, **other)
     run(path, hop_length=8, overwrite=True)
     assert path.read_bytes() != content

@@ -262,3 +262,10 @@ def test_one_angle_for_all_pairs_is_refused(style):
         rotate(torch.ones(4, 16), torch.zeros(4, 1), Pairing(style, 0, 16))
     with pytest.raises(InputError, match=r"angle of shape \(2, 4, 8\) does not fit \(4, 16\) paired as"):
         rotate(torch.ones(4, 16), torch.zeros(2, 4, 8), Pairing(style, 0, 16))
+
+
+@EVERY_STYLE
+def test_pairs_are_turned_and_measured_on_the_device_of_the_heads(style):
+    heads, pairing = random_heads().to("meta"), Pairing(style, 4, 8)
+    assert rotate(heads, rope_angles(12, 4).to("meta"), pairing).device.type == "meta"
+    assert pair_norms(heads, pairing).device.type == "meta"

@@ -261,8 +261,8 @@ def test_an_interruption_before_the_first_cell_leaves_nothing(
 @pytest.mark.parametrize(
     ("other", "difference"),
     [
-        ({"batch_size": 2}, "other batch_size"),
-        ({"stride": 3}, "other stride"),
+        ({"batch_size": 2}, "other batch_size 1 against 2"),
+        ({"stride": 3}, "other stride null against 3"),
         ({"intervention": rotation_kept}, "other intervention"),
         ({"windows": tokens(3, 24, seed=5)}, "other windows.sha256"),
     ],
@@ -332,7 +332,7 @@ def test_an_existing_file(masks: dict[str, Any], tmp_path: Path, calls: list[int
     renamed = {**masks, "low": replace(masks["high"], provenance=masks["low"].provenance)}
     with pytest.raises(ResultError, match="it exists"):
         run(renamed, path)
-    with pytest.raises(ResultError, match="it exists; allow overwriting or choose another name"):
+    with pytest.raises(ResultError, match=r"it exists and holds another run \(other alphas .* allow overwriting"):
         run(masks, path, alphas=(0.1,))
     assert len(calls) == 9
     assert [entry.name for entry in tmp_path.iterdir()] == ["sweep.nc"]

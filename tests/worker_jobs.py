@@ -21,7 +21,7 @@ import ropescope as rs
 from architectures import LLAMA, LLAMA4, QWEN3, Architecture, tokens
 from ropescope.base.errors import InputError, ModelError, NonFiniteError
 from ropescope.evaluation.sweep.arms import Controls
-from ropescope.model.access import model_provenance
+from ropescope.model.identity import model_provenance
 from ropescope.run.launch import launched
 from ropescope.run.workers import Workers
 

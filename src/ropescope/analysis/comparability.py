@@ -51,8 +51,8 @@ def pair_by_pair(results: Mapping[str, xr.DataTree]) -> bool:
     They are if their pairs match, and also where those of one model do not, so that an error says what differs.
     """
     first, *others = results.values()
-    unmatched = [_model(other) for other in others if differences(first, other)]
-    return bool(others) and (not unmatched or _model(first) in unmatched)
+    unmatched = [_weights(other) for other in others if differences(first, other)]
+    return bool(others) and (not unmatched or _weights(first) in unmatched)
 
 
 def check_pairwise(results: Mapping[str, xr.DataTree]) -> None:
@@ -157,8 +157,8 @@ def notes(results: Mapping[str, xr.DataTree]) -> list[str]:
 _SHAPE = ("layers", "query heads", "key heads", "pairs")
 
 
-def _model(result: xr.DataTree) -> object:
-    return provenance(result).get("model", {}).get("id")
+def _weights(result: xr.DataTree) -> object:
+    return provenance(result).get("model", {}).get("fingerprint")
 
 
 def _shape(result: xr.DataTree) -> tuple[list[int], ...]:

@@ -16,6 +16,7 @@ from ropescope.analysis.places_in_words import octave_name
 from ropescope.analysis.shares import ENTROPIES, ENTROPY
 from ropescope.base.axes import HEAD_AXIS, LAYER, PAIR, SEQUENCE, STREAMS
 from ropescope.base.errors import InputError
+from ropescope.base.facts import listed, other_model, other_weights
 from ropescope.base.selections import PAPER, VARIABLE_LABELS
 from ropescope.base.statistics import ESTIMATE
 from ropescope.base.tables import Section, Table
@@ -123,12 +124,16 @@ def _correlation_sentence(stream: str, data: xr.Dataset) -> str:
 def _robustness(both: Mapping[str, xr.DataTree], streams: Mapping[str, xr.Dataset]) -> str:
     """The paper's claim of appendix A.4, judged where the two results can judge it."""
     first, other = ({name: _fact(result, name) for name in _FACTS} for result in both.values())
-    differing = [name for name in _FACTS if first[name] != other[name]]
-    if _one_text(*both.values()):
-        differing = [name for name in differing if name != "corpus"]
+    otherwise = other_model(*(provenance(result).get("model", {}) for result in both.values()))
+    # What a model or a text is called, and how its path was written, is no difference.
+    passed_over = {"model", "corpus"} if _one_text(*both.values()) else {"model"}
+    differing = [name for name in _FACTS if name not in passed_over and first[name] != other[name]]
     changed = f"The results differ in {', '.join(differing)}." if differing else "The results have the same protocol."
-    if "weights" in differing or "model" in differing:
-        return f"{changed} Their weights are not the same, so the paper's claim on text and length (A.4) is not tested."
+    untested = "so the paper's claim on text and length (A.4) is not tested."
+    if other_weights(otherwise):
+        return f"{changed} Their weights are not the same, {untested}"
+    if otherwise:
+        return f"{changed} Their weights are the same but run otherwise ({listed(otherwise)}), {untested}"
     if not {"corpus", "split", "tokens"} & set(differing):
         return f"{changed} Neither text nor length differ, so the paper's claim on them (A.4) is not tested."
     parts = [_claim(name, *item) for name in ("bands", "periodic") for item in streams.items()]

@@ -24,7 +24,9 @@ from ropescope.cli.options import (
     join,
     leading,
     load_chosen,
+    say_if_kept,
     sharing,
+    stamp,
     stem_of,
     windows_of,
 )
@@ -74,7 +76,8 @@ def sweep(
     output
         Sweep file; default `MODEL-CORPUS-LENGTH-sweep.nc` in this folder.
     overwrite
-        Replace the sweep file if it holds another sweep.
+        Sweep anew and replace the file that is there, whatever it holds. Without it, one that holds this very sweep
+        is read, and any other is refused.
     """
     import ropescope as rs
     from ropescope.base.files import check_target
@@ -91,6 +94,7 @@ def sweep(
     controls = Controls(random_seeds, measured, control_alphas)
     planned(masks, alphas, controls)
     join()
+    before = stamp(target)
     loaded, tokenizer = load_chosen(model, options)
     from ropescope.evaluation.sweep.sweeping import rotation_kept
     from ropescope.interventions.weighting import weighted_rope
@@ -109,6 +113,7 @@ def sweep(
         progress=True,
     )
     if leading():
+        say_if_kept(target, before)
         report_sweep(data, target, model)
 
 

@@ -30,7 +30,9 @@ from ropescope.cli.options import (
     loading,
     opening,
     parse_heads,
+    say_if_kept,
     sharing,
+    stamp,
     stem_of,
     streams_of,
     windows_of,
@@ -78,7 +80,8 @@ def measure(
     """Measure SpectrumFE and SequenceFE of every layer, head and pair.
 
     Runs the model over windows of text, for queries and keys, writes one NetCDF file and prints a summary. Every
-    finished batch is kept: the same command after a crash goes on where it was. Under `torchrun --nproc-per-node N -m
+    finished batch is kept: the same command after a crash goes on where it was, and once the file is complete it only
+    prints the summary again. Under `torchrun --nproc-per-node N -m
     ropescope` or `accelerate launch -m ropescope` the processes share the windows.
 
     Example: `ropescope measure Qwen/Qwen3-8B --count 8 --output qwen3.nc`
@@ -88,7 +91,8 @@ def measure(
     output
         Result file; default `MODEL-CORPUS-LENGTH.nc` in this folder.
     overwrite
-        Replace the result file if it exists.
+        Measure anew and replace the file that is there, whatever it holds. Without it, one that holds another
+        measurement is refused.
     """
     import ropescope as rs
     from ropescope.base.files import check_target
@@ -101,11 +105,9 @@ def measure(
     check_batch_size(how.batch_size)
     target = output or Path(f"{stem_of(model)}-{stem_of(text.corpus)}-{text.length}.nc")
     check_target(target)
-    from ropescope.run.journal import journal_folder
-
-    # A run that died between writing its file and dropping its journal has both; the library tells whether they match.
-    check_target(target, overwrite=overwrite or journal_folder(target).exists())
+    _check_in_the_way(target, how, text, overwrite)
     join()
+    before = stamp(target)
     loaded, tokenizer = load_chosen(model, options)
     windows = windows_of(tokenizer, text)
     result = rs.measure(
@@ -124,8 +126,27 @@ def measure(
     if leading():
         from ropescope.measurement.summary import summary_text
 
+        say_if_kept(target, before)
         say(summary_text(result))
         say(f"\nresult: {target}\nfigures: ropescope figures {target}")
+
+
+def _check_in_the_way(target: Path, how: MeasureOptions, text: TextOptions, overwrite: bool) -> None:
+    """Refuse a file that holds no measurement, or one that differs in what is known before a model is loaded."""
+    from ropescope.base.facts import finished
+    from ropescope.measurement.results import recorded_facts
+
+    frames = {"frame_length": how.frame_length, "hop_length": how.hop_length, "window": how.window}
+    wanted: dict[str, dict[str, object]] = {
+        "parameters": {"length": text.length, "batch_size": how.batch_size, **frames},
+        "windows": {} if text.count is None else {"windows": text.count},
+    }
+
+    def read(path: Path) -> dict[str, object]:
+        found = recorded_facts(path)
+        return {group: {name: found[group][name] for name in names} for group, names in wanted.items()}
+
+    finished(target, wanted, read, overwrite)
 
 
 @app.command

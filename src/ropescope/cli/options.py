@@ -16,6 +16,7 @@ from ropescope.base.arguments import check_cut, check_dtype, check_place
 from ropescope.base.axes import STREAMS
 from ropescope.base.errors import InputError
 from ropescope.base.selections import PAPER
+from ropescope.cli.printing import say
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -190,6 +191,20 @@ def sharing(options: ModelOptions) -> ProcessGroup | None:
     from ropescope.run.workers import all_launched
 
     return None if options.tensor_parallel else all_launched().group
+
+
+def stamp(path: Path) -> tuple[int, int] | None:
+    """What tells a file from one that has been put in its place; None where there is none."""
+    if not path.exists():
+        return None
+    found = path.stat()
+    return found.st_ino, found.st_mtime_ns
+
+
+def say_if_kept(path: Path, before: tuple[int, int] | None) -> None:
+    """Say so where the output is the very file that was there before."""
+    if before is not None and stamp(path) == before:
+        say(f"{path} is already there and holds this very run; --overwrite makes it anew\n")
 
 
 def leading() -> bool:

@@ -20,7 +20,9 @@ from ropescope.cli.options import (
     join,
     leading,
     load_chosen,
+    say_if_kept,
     sharing,
+    stamp,
     stem_of,
 )
 from ropescope.cli.printing import say
@@ -92,7 +94,8 @@ def tasks(
     output
         File of scores; default `MODEL-tasks.nc` in this folder.
     overwrite
-        Replace that file if it holds another run.
+        Run anew and replace the file that is there, whatever it holds. Without it, one that holds this very run is
+        read, and any other is refused.
     """
     import ropescope as rs
     from ropescope.base.files import check_folder, check_target
@@ -114,6 +117,7 @@ def tasks(
     measured = load(result)
     masks = {name: rs.select(measured, name) for name in select}
     join()
+    before = stamp(target)
     loaded, tokenizer = load_chosen(model, options)
     from ropescope.evaluation.sweep.sweeping import rotation_kept
     from ropescope.interventions.weighting import weighted_rope
@@ -133,6 +137,7 @@ def tasks(
         progress=True,
     )
     if leading():
+        say_if_kept(target, before)
         _report(data, target)
 
 

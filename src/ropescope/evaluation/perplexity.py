@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy
 from ropescope.base.arguments import AUTO, BatchSize
 from ropescope.base.errors import InputError, ModelError, NonFiniteError
 from ropescope.model.access import check_windows, input_device, undisturbed, vocabulary_size
+from ropescope.model.decoder import check_head, decoder_of
 from ropescope.model.windows import windows_protocol
 from ropescope.run.batching import batches_of
 from ropescope.run.progress import progress as steps_of
@@ -105,7 +106,7 @@ def perplexity(
     NonFiniteError
         If the model gives a token no finite probability.
     ModelError
-        If the memory does not suffice for one batch.
+        If the model has no language-model head, or the memory does not suffice for one batch.
     WorkerError
         If another process of the group has ended.
 
@@ -139,10 +140,11 @@ def check_scoring(model: PreTrainedModel, windows: TokenIds, stride: int | None,
 
     Raises
     ------
-    InputError
+    InputError, ModelError
         As :func:`perplexity`.
     """
     check_windows(model, windows, batch_size)
+    check_head(model)
     most = windows.shape[1] - 1
     if most < 1:
         raise InputError("windows got 1 position; a perplexity needs at least 2 tokens in a window")
@@ -188,7 +190,7 @@ def _decoder(model: PreTrainedModel) -> Any:
     """The module whose output the head takes; transformers gives Llama-4's with its head as the decoder."""
     from transformers import PreTrainedModel
 
-    decoder: Any = model.get_decoder()
+    decoder = decoder_of(model)
     if decoder.get_output_embeddings() is None:
         return decoder
     return next((child for child in decoder.children() if isinstance(child, PreTrainedModel)), decoder)

@@ -17,6 +17,7 @@ from ropescope.base.rotary import pair_norms
 from ropescope.interventions.weighting import Alpha, fitting_card, over_dimensions, pair_weights
 from ropescope.model.access import input_device, undisturbed, vocabulary_size
 from ropescope.model.attention import AttentionCall, intercepted
+from ropescope.model.decoder import decoder_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 PROJECTIONS = {QUERY: "q_proj", KEY: "k_proj"}
 _TOKENS = 16
+Place = tuple[int, str]
 
 
 def bake(model: PreTrainedModel, mask: PairMask, alpha: Alpha, *, allow_any_alpha: bool = False) -> PreTrainedModel:
@@ -50,28 +52,36 @@ def bake(model: PreTrainedModel, mask: PairMask, alpha: Alpha, *, allow_any_alph
         If the mask does not fit the model, or alpha is out of range.
     ModelError
         If a selected layer has no separate q_proj and k_proj with plain weights, or something (QK-norm) comes between
-        them and attention.
+        them and attention; if weights that layers share would have to be scaled in several ways; or if the model
+        carries adapters.
 
     Examples
     --------
     >>> bake(model, mask, alpha=0.1).save_pretrained("smaller-bands")  # doctest: +SKIP
     """
     card = fitting_card(model, mask)
+    _check_whole(model)
     factors = _row_factors(card, mask, alpha, allow_any_alpha)
-    modules = _check_bakeable(model, card, {layer for layer, _ in factors})
+    projections = _check_bakeable(model, card, {layer for layer, _ in factors})
+    scaled = _scaled_weights(model, projections, factors)
     with torch.no_grad():
-        for (layer, stream), factor in factors.items():
-            projection = getattr(modules[layer], PROJECTIONS[stream])
-            rows = factor.to(projection.weight.device)
-            projection.weight.mul_(rows[:, None].to(projection.weight.dtype))
-            if projection.bias is not None:
-                projection.bias.mul_(rows.to(projection.bias.dtype))
+        for weight, factor in scaled:
+            rows = factor.to(device=weight.device, dtype=weight.dtype)
+            weight.mul_(rows.view(-1, *[1] * (weight.ndim - 1)))
     return model
 
 
-def _row_factors(
-    card: RotaryCard, mask: PairMask, alpha: Alpha, allow_any_alpha: bool
-) -> dict[tuple[int, str], Tensor]:
+def _check_whole(model: PreTrainedModel) -> None:
+    """A model with adapters saves nothing but them."""
+    adapted = [name for name, module in model.named_modules() if hasattr(module, "base_layer")]
+    if adapted:
+        raise ModelError(
+            f"the model carries adapters ({len(adapted)}, first {adapted[0]}), so what is baked would not be what "
+            "is saved; merge them first (merge_and_unload())"
+        )
+
+
+def _row_factors(card: RotaryCard, mask: PairMask, alpha: Alpha, allow_any_alpha: bool) -> dict[Place, Tensor]:
     """Factor of every row of a projection, (head * head_dim), by layer and stream; all-one factors are left out."""
     factors = {}
     for row, rotation in enumerate(card.layers):
@@ -82,62 +92,93 @@ def _row_factors(
     return factors
 
 
-def _check_bakeable(model: PreTrainedModel, card: RotaryCard, layers: set[int]) -> dict[int, nn.Module]:
-    """Attention modules of `layers`, once each has plain projections that reach attention changed by rotation only."""
-    decoder = model.get_decoder()
+def _check_bakeable(model: PreTrainedModel, card: RotaryCard, layers: set[int]) -> dict[Place, nn.Module]:
+    """Projections of every layer, once those of `layers` are plain and reach attention changed by rotation only."""
+    projections, outputs, received = _projected(model)
     rotations = {rotation.layer: rotation for rotation in card.layers if rotation.layer in layers}
-    modules = {layer: module for module in decoder.modules() if (layer := _attention_layer(module)) in rotations}
     for layer, rotation in rotations.items():
-        _check_projections(modules.get(layer), rotation)
-    projected: dict[tuple[int, str], Tensor] = {}
+        for stream in PROJECTIONS:
+            _check_projection(projections.get((layer, stream)), rotation, stream)
+    for layer, rotation in rotations.items():
+        for stream in PROJECTIONS:
+            _check_rotation_only(outputs[layer, stream], received[layer, stream], rotation, stream)
+    return projections
+
+
+def _projected(model: PreTrainedModel) -> tuple[dict[Place, nn.Module], dict[Place, Tensor], dict[Place, Tensor]]:
+    """Of every attention call, the projections that ran for it, what they gave, and what attention received."""
+    decoder = decoder_of(model)
+    latest: dict[str, tuple[nn.Module, Tensor]] = {}
+    projections, outputs, received = {}, {}, {}
+
+    def take(call: AttentionCall) -> None:
+        for stream, heads in ((QUERY, call.query), (KEY, call.key)):
+            received[call.layer, stream] = heads
+            if stream in latest:
+                projections[call.layer, stream], outputs[call.layer, stream] = latest.pop(stream)
+
     hooks = [
         getattr(module, name).register_forward_hook(
-            lambda _module, _args, output, place=(layer, stream): projected.update({place: output})
+            lambda projection, _args, output, stream=stream: latest.update({stream: (projection, output)})
         )
-        for layer, module in modules.items()
+        for module in decoder.modules()
         for stream, name in PROJECTIONS.items()
+        if hasattr(module, "layer_idx") and getattr(module, name, None) is not None
     ]
-
-    def compare(call: AttentionCall) -> None:
-        if call.layer in rotations:
-            for stream, heads in ((QUERY, call.query), (KEY, call.key)):
-                _check_rotation_only(projected[call.layer, stream], heads, rotations[call.layer], stream)
-
-    tokens = torch.arange(_TOKENS)[None] * 7 % vocabulary_size(model)
+    tokens = torch.arange(_TOKENS, device="cpu")[None] * 7 % vocabulary_size(model)
     try:
-        with undisturbed(model), intercepted(model, compare):
+        with undisturbed(model), intercepted(model, take):
             decoder(input_ids=tokens.to(input_device(model)), use_cache=False)
     finally:
         for hook in hooks:
             hook.remove()
-    return modules
+    return projections, outputs, received
 
 
-def _attention_layer(module: nn.Module) -> int | None:
-    """Layer of an attention module: the module with a layer index that holds the projections, if any has."""
-    layer: Any = getattr(module, "layer_idx", None)
-    return layer if layer is not None and any(hasattr(module, name) for name in PROJECTIONS.values()) else None
+def _scaled_weights(
+    model: PreTrainedModel, projections: dict[Place, nn.Module], factors: dict[Place, Tensor]
+) -> list[tuple[Tensor, Tensor]]:
+    """Every weight and bias to scale, once, with the factors of its rows; whatever holds it must want the same."""
+    scaled = {
+        id(parameter): (parameter, place)
+        for place in factors
+        for parameter in projections[place].parameters(recurse=False)
+    }
+    ours = {id(projection) for projection in projections.values()}
+    others: Any = ((name, module) for name, module in model.named_modules() if id(module) not in ours)
+    for place, holder in (*projections.items(), *others):
+        for parameter in holder.parameters(recurse=False):
+            if id(parameter) in scaled:
+                _check_agreement(factors, scaled[id(parameter)][1], place)
+    return [(parameter, factors[place]) for parameter, place in scaled.values()]
 
 
-def _check_projections(module: nn.Module | None, rotation: LayerRotation) -> None:
-    for stream, name in PROJECTIONS.items():
-        projection = getattr(module, name, None)
-        heads = rotation.heads if stream == QUERY else rotation.kv_heads
-        if projection is None:
-            raise ModelError(
-                f"layer {rotation.layer} has no {name} of its own (its projection is shared), so a weighting cannot be "
-                "folded into it; use weighted_rope at run time"
-            )
-        if kind := _not_plain(projection):
-            raise ModelError(
-                f"{name} of layer {rotation.layer} is a {kind}, whose weights cannot be scaled in place; load the "
-                "model unquantised and whole in memory, or use weighted_rope at run time"
-            )
-        if projection.out_features != heads * rotation.head_dim:
-            raise ModelError(
-                f"{name} of layer {rotation.layer} gives {projection.out_features} values for {heads} heads of "
-                f"{rotation.head_dim}; only plain projections can be baked; use weighted_rope at run time"
-            )
+def _check_agreement(factors: dict[Place, Tensor], place: Place, other: Any) -> None:
+    if other not in factors or not torch.equal(factors[place], factors[other]):
+        shared = other if isinstance(other, str) else f"{PROJECTIONS[other[1]]} of layer {other[0]}"
+        raise ModelError(
+            f"{PROJECTIONS[place[1]]} of layer {place[0]} shares its weights with {shared}, which the mask does not "
+            "weight alike, so the weighting cannot be folded into them; use weighted_rope at run time"
+        )
+
+
+def _check_projection(projection: nn.Module | None, rotation: LayerRotation, stream: str) -> None:
+    name, heads = PROJECTIONS[stream], rotation.heads if stream == QUERY else rotation.kv_heads
+    if projection is None:
+        raise ModelError(
+            f"layer {rotation.layer} has no {name} of its own (its projection is shared), so a weighting cannot be "
+            "folded into it; use weighted_rope at run time"
+        )
+    if kind := _not_plain(projection):
+        raise ModelError(
+            f"{name} of layer {rotation.layer} is a {kind}, whose weights cannot be scaled in place; load the "
+            "model unquantised and whole in memory, or use weighted_rope at run time"
+        )
+    if projection.out_features != heads * rotation.head_dim:
+        raise ModelError(
+            f"{name} of layer {rotation.layer} gives {projection.out_features} values for {heads} heads of "
+            f"{rotation.head_dim}; only plain projections can be baked; use weighted_rope at run time"
+        )
 
 
 def _not_plain(projection: nn.Module) -> str:

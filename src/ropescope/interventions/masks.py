@@ -15,6 +15,7 @@ import xarray as xr
 
 from ropescope.base.axes import HEAD, HEAD_AXIS, KEY, KV_HEAD, LAYER, PAIR, QUERY, STREAMS
 from ropescope.base.errors import InputError, ResultError, first_line
+from ropescope.base.facts import listed, other_model, other_weights
 from ropescope.base.files import check_target, written_whole
 
 SCHEMA = "ropescope-mask"
@@ -71,6 +72,14 @@ class PairMask:
         """The same model's pairs, selected otherwise."""
         return replace(self, query=query, key=key, provenance={**self.provenance, "selection": selection})
 
+    def digest(self) -> str:
+        """SHA-256 of the selected pairs, whatever their selection is called."""
+        chosen = [self.streams()[stream].values for stream in STREAMS]
+        digest = hashlib.sha256(repr([self.layers, *(array.shape for array in chosen)]).encode())
+        for array in chosen:
+            digest.update(np.ascontiguousarray(array, dtype=np.uint8).tobytes())
+        return digest.hexdigest()
+
     def for_any_model(self) -> PairMask:
         """The mask without the identity of the model that it was measured on; shape and pairing must still fit."""
         return replace(self, provenance={"selection": self.provenance["selection"]})
@@ -89,11 +98,11 @@ class PairMask:
         alike = all(self.present(stream).equals(other.present(stream)) for stream in STREAMS)
         if self.pairing != other.pairing or not alike:
             raise InputError(f"the masks are of different models: {self._shape()} against {other._shape()}")
-        identities = {mask.measured_on["fingerprint"] for mask in (self, other) if "fingerprint" in mask.measured_on}
-        if len(identities) > 1:
+        if differing := other_model(self.measured_on, other.measured_on):
+            ids = f"{self.measured_on.get('id')} and {other.measured_on.get('id')}"
+            what = f"weights ({ids})" if other_weights(differing) else f"settings ({listed(differing)})"
             raise InputError(
-                f"the masks were measured on other weights ({self.measured_on.get('id')} and "
-                f"{other.measured_on.get('id')}); select both on one model, or take mask.for_any_model()"
+                f"the masks were measured on other {what}; select both on one model, or take mask.for_any_model()"
             )
         theirs = other.streams()
         query, key = (join(array, theirs[stream]) for stream, array in self.streams().items())

@@ -6,6 +6,7 @@ with each other, and leave nothing behind.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,10 +18,13 @@ import torch
 from ropescope.base.arguments import check_share
 from ropescope.base.axes import KEY, QUERY
 from ropescope.base.errors import InputError
+from ropescope.base.facts import listed, other_model, other_weights
 from ropescope.base.rotary import turn
 from ropescope.interventions.masks import PairMask
-from ropescope.model.access import model_provenance, rotary_frequencies
+from ropescope.model.access import rotary_frequencies
 from ropescope.model.attention import AttentionCall, intercepted
+from ropescope.model.decoder import decoder_of
+from ropescope.model.identity import announced, model_identity
 from ropescope.model.probing import LayerRotation, RotaryCard, probe
 
 if TYPE_CHECKING:
@@ -28,6 +32,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Alpha = float | Mapping[str, Any]
+_DIGEST = 8
 _PER_PAIR = "a mapping of query and key to arrays of the mask's shape"
 
 
@@ -76,7 +81,8 @@ def weighted_rope(
         weight = weights.get(call.layer)
         return None if weight is None else (call.query * _on(weight[call.heads], call.query), call.key)
 
-    with intercepted(model, scale):
+    what = f"weighted_rope of {mask.digest()[:_DIGEST]} at {_written(alpha)}"
+    with announced(model, what), intercepted(model, scale):
         yield
 
 
@@ -128,9 +134,9 @@ def derotated(model: PreTrainedModel, mask: PairMask, *, strength: float = 1.0) 
         query = turn(grouped, cos[:, None, newest], sin[:, None, newest], pairing).flatten(1, 2)
         return query, turn(call.key, cos, sin, pairing)
 
-    guard = model.get_decoder().register_forward_pre_hook(_refuse_static_cache, with_kwargs=True)
+    guard = decoder_of(model).register_forward_pre_hook(_refuse_static_cache, with_kwargs=True)
     try:
-        with intercepted(model, turn_back):
+        with announced(model, f"derotated {mask.digest()[:_DIGEST]} by {strength}"), intercepted(model, turn_back):
             yield
     finally:
         guard.remove()
@@ -142,7 +148,8 @@ def fitting_card(model: PreTrainedModel, mask: PairMask) -> RotaryCard:
     Raises
     ------
     InputError
-        If layers, heads, pairing or weights are others than those the mask was selected on.
+        If layers, heads, pairing, weights, config, frequencies or adapters are others than those the mask was selected
+        on. What a mask does not know, as one of a file from before these facts were kept, is not compared.
     """
     card = probe(model)
     layers = [rotation.layer for rotation in card.layers]
@@ -159,13 +166,21 @@ def fitting_card(model: PreTrainedModel, mask: PairMask) -> RotaryCard:
                 f"layer {rotation.layer} has {wanted[0]} query and {wanted[1]} key heads paired {wanted[2]}, but the "
                 f"mask is for {got[0]} and {got[1]} paired {got[2]}; select on this model"
             )
-    measured = mask.provenance.get("measured", {}).get("model", {})
-    if "fingerprint" in measured and measured["fingerprint"] != model_provenance(model)["fingerprint"]:
-        raise InputError(
-            f"the mask was selected on other weights ({measured.get('id')}) than this model's; select on this model, "
-            "or take mask.for_any_model()"
-        )
+    _check_measured_on(model, mask)
     return card
+
+
+def _check_measured_on(model: PreTrainedModel, mask: PairMask) -> None:
+    if not mask.measured_on:
+        return
+    differing = other_model(mask.measured_on, model_identity(model))
+    ways = "select on this model, or take mask.for_any_model()"
+    if other_weights(differing):
+        raise InputError(
+            f"the mask was selected on other weights ({mask.measured_on.get('id')}) than this model's; {ways}"
+        )
+    if differing:
+        raise InputError(f"the mask was selected on these weights run otherwise ({listed(differing)}); {ways}")
 
 
 def query_weights(card: RotaryCard, mask: PairMask, alpha: Alpha, allow_any_alpha: bool = False) -> dict[int, Tensor]:
@@ -207,7 +222,7 @@ def pair_weights(
 def over_dimensions(weight: Tensor, rotation: LayerRotation) -> Tensor:
     """Spread weights per pair, (head, pair), over the head's dimensions, (head, head_dim); 1 outside the block."""
     pairing = rotation.pairing
-    spread = torch.ones(weight.shape[0], rotation.head_dim)
+    spread = torch.ones(weight.shape[0], rotation.head_dim, device=weight.device)
     both = torch.cat((weight, weight), -1) if pairing.style == "half-split" else weight.repeat_interleave(2, -1)
     spread[:, pairing.start : pairing.stop] = both
     return spread
@@ -232,7 +247,7 @@ def _frequency_in_force(model: PreTrainedModel, rotation: LayerRotation) -> Call
     sign = -1 if (rotation.frequency < 0).any() else 1
     buffers = [
         (module, name, torch.equal(sign * buffer.cpu().double(), rotation.frequency))
-        for module, name, buffer in rotary_frequencies(model.get_decoder())
+        for module, name, buffer in rotary_frequencies(decoder_of(model))
         if "orig" not in name and len(buffer) == rotation.pairing.pairs
     ]
     # Rotations of several kinds keep fixed frequencies; one that follows the length need not be at the probe's.
@@ -257,6 +272,14 @@ def _heads(mask: PairMask, stream: str, row: int) -> int:
 
 def _on(weight: Tensor, like: Tensor) -> Tensor:
     return weight.to(device=like.device, dtype=like.dtype)
+
+
+def _written(alpha: Alpha) -> str:
+    """A strength, or a digest of strengths per pair, for the record."""
+    if not isinstance(alpha, Mapping):
+        return f"{float(alpha)}"
+    weights = [np.asarray(alpha[stream], dtype=np.float32) for stream in (QUERY, KEY)]
+    return hashlib.sha256(b"".join(array.tobytes() for array in weights)).hexdigest()[:_DIGEST]
 
 
 def _check_alpha(alpha: float, allow_any: bool) -> None:

@@ -6,7 +6,6 @@ is left of a window is kept at once where a file is asked for; processes that sh
 
 from __future__ import annotations
 
-import json
 import math
 import platform
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,13 +19,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ropescope.base.arguments import AUTO, BatchSize, check_analysis_window, check_frames
-from ropescope.base.errors import InputError, NonFiniteError, ResultError
+from ropescope.base.errors import InputError, NonFiniteError
+from ropescope.base.facts import finished
 from ropescope.base.files import check_target
 from ropescope.measurement.assembly import Collection
 from ropescope.measurement.reduction import LARGEST_NORM, Frames, PassEnded, Reducer
-from ropescope.measurement.results import load, provenance, save
-from ropescope.model.access import check_windows, input_device, model_provenance, undisturbed
+from ropescope.measurement.results import load, recorded_facts, save
+from ropescope.model.access import check_windows, input_device, undisturbed
 from ropescope.model.attention import AttentionCall, intercepted
+from ropescope.model.decoder import decoder_of
+from ropescope.model.identity import model_provenance
 from ropescope.model.probing import RotaryCard, probe
 from ropescope.model.windows import windows_protocol
 from ropescope.run.batching import Batches, batches_of
@@ -77,7 +79,10 @@ def measure(
         NetCDF file for the result. Beside it a folder ``<path>.partial`` keeps every finished batch until the file is
         complete: the same call after a crash goes on there, and ends with the same bytes.
     overwrite
-        Whether another file at `path` may be replaced. One that holds this very measurement is read and returned.
+        Measure anew and replace whatever file is at `path`. Without it a file that holds this very measurement is read
+        and returned, and any other is refused. All that decides the numbers tells: weights, config, frequencies,
+        adapters, hooks and interventions that are open, windows, parameters, versions; what the model is called and
+        where it lies do not.
     group
         Processes that share the windows, each of which makes this call with a copy of the model; all of them get the
         whole result, the first writes it. None is this process alone, or, where transformers has spread the model
@@ -133,7 +138,7 @@ def measure(
     facts = _facts(model, windows, reducer, batch_size)
     configuration = {**facts, "device": model.device.type}
     target = None if path is None else check_target(path)
-    if target is not None and workers.agreed(workers.leading and _finished(target, facts, overwrite)):
+    if target is not None and workers.agreed(workers.leading and finished(target, facts, recorded_facts, overwrite)):
         drop_journal(target, configuration, workers)
         return load(target)
     with nullcontext() if target is None else journal_of(target, configuration, workers) as journal:
@@ -212,7 +217,7 @@ def _cells(
 def _run(model: PreTrainedModel, batch: TokenIds, handler: Any) -> None:
     """Run the decoder over a batch with `handler` at every attention, without head and cache."""
     with undisturbed(model), suppress(PassEnded), intercepted(model, handler):
-        model.get_decoder()(input_ids=batch.to(input_device(model)), use_cache=False)
+        decoder_of(model)(input_ids=batch.to(input_device(model)), use_cache=False)
 
 
 def _offloaded(model: PreTrainedModel) -> bool:
@@ -258,16 +263,3 @@ def _facts(model: PreTrainedModel, windows: TokenIds, reducer: Reducer, batch_si
 def _provenance(facts: Mapping[str, Any], collection: Collection, created: str) -> dict[str, Any]:
     sizes = {"batch_sizes": sorted(collection.batch_sizes)} if facts["parameters"]["batch_size"] == AUTO else {}
     return {**facts, "parameters": {**facts["parameters"], **sizes}, "created": created}
-
-
-def _finished(target: Path, facts: Mapping[str, Any], overwrite: bool) -> bool:
-    """Whether a file holds this very measurement; if not, it must be one that may be replaced."""
-    if target.exists():
-        with suppress(ResultError):
-            found = provenance(load(target))
-            found.pop("created", None)
-            found.get("parameters", {}).pop("batch_sizes", None)
-            if found == json.loads(json.dumps(facts)):
-                return True
-        check_target(target, overwrite=overwrite)
-    return False

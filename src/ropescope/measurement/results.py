@@ -156,6 +156,13 @@ def load(path: str | Path) -> xr.DataTree:
     return tree
 
 
+def recorded_facts(path: Path) -> dict[str, Any]:
+    """The facts that a measurement's file was made from."""
+    found = provenance(load(path))
+    found.get("parameters", {}).pop("batch_sizes", None)
+    return found
+
+
 def attributes_of(long_name: str, units: str, description: str | None = None) -> dict[str, str]:
     """What a variable or axis means, as attributes."""
     given = {"long_name": long_name, "units": units, "description": description}

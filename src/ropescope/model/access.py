@@ -1,9 +1,9 @@
-"""What is asked of a model in memory: which one it is, whether windows fit it, and to run without a trace."""
+"""What is asked of a model in memory: where token ids go, whether windows fit it, and to run without a trace."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,45 +11,13 @@ from torch import Tensor, nn
 
 from ropescope.base.arguments import check_batch_size
 from ropescope.base.errors import InputError
-from ropescope.model.fingerprint import fingerprint
+from ropescope.model.decoder import check_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from ropescope.base.arguments import BatchSize
     from ropescope.base.axes import TokenIds
-
-
-def model_provenance(model: PreTrainedModel) -> dict[str, object]:
-    """Say which model this is, in values that JSON can hold.
-
-    Parameters
-    ----------
-    model
-        Any transformers model, however it was made.
-
-    Returns
-    -------
-    ``id``, ``revision`` (commit, or None), ``architecture``, ``dtype``, ``attention`` and ``fingerprint``: a SHA-256
-    over name and shape of every parameter and up to 16 of its values, rounded to bfloat16. Equal fingerprints mean
-    the same weights wherever they were loaded from, in whichever dtype if they were born in bfloat16; a change of
-    single rows can escape the sample. It does not depend on where the weights are: one device, several, the CPU or
-    the disk (accelerate), several processes (tensor parallelism, each of which must ask).
-
-    Examples
-    --------
-    >>> model_provenance(model)["architecture"]  # doctest: +SKIP
-    'LlamaForCausalLM'
-    """
-    config = model.config
-    return {
-        "id": config.name_or_path or None,
-        "revision": getattr(config, "_commit_hash", None),
-        "architecture": type(model).__name__,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "attention": config._attn_implementation,
-        "fingerprint": fingerprint(model),
-    }
 
 
 def input_device(model: PreTrainedModel) -> torch.device:
@@ -66,7 +34,11 @@ def vocabulary_size(model: PreTrainedModel) -> int:
 
 
 def check_windows(model: PreTrainedModel, windows: TokenIds, batch_size: BatchSize = 1) -> None:
-    """Raise InputError unless `windows` are token ids of this model, (sequence, position), to be run in batches."""
+    """Raise InputError unless `windows` are token ids of this model, (sequence, position), to be run in batches.
+
+    That of a model that cannot be taken is a ModelError.
+    """
+    check_model(model)
     if windows.ndim != 2 or windows.is_floating_point() or windows.dtype == torch.bool or windows.numel() == 0:
         raise InputError(
             f"windows got shape {tuple(windows.shape)}, {windows.dtype}; it takes token ids of shape "
@@ -84,7 +56,9 @@ def check_windows(model: PreTrainedModel, windows: TokenIds, batch_size: BatchSi
 
 @contextmanager
 def undisturbed(model: PreTrainedModel) -> Iterator[None]:
-    """Run a model without gradients and dropout, and leave it as it was.
+    """Run a model without gradients, dropout and autocast, and leave it as it was.
+
+    Autocast would run it in another dtype than its own, which is the one that results name.
 
     Rotary modules whose frequencies follow the length (dynamic NTK, LongRoPE) write to themselves when they run; they
     and every module's mode are put back on exit.
@@ -94,7 +68,7 @@ def undisturbed(model: PreTrainedModel) -> Iterator[None]:
     state = [(m, dict(m.__dict__), {n: (b, b.clone()) for n, b in m.named_buffers(recurse=False)}) for m in rotary]
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), _no_autocast():
             yield
     finally:
         for module, attributes, buffers in state:
@@ -104,6 +78,15 @@ def undisturbed(model: PreTrainedModel) -> Iterator[None]:
                 module._buffers[name] = buffer.copy_(content)
         for module in training:
             module.training = True
+
+
+@contextmanager
+def _no_autocast() -> Iterator[None]:
+    accelerator = torch.accelerator.current_accelerator()
+    with ExitStack() as off:
+        for device in {"cpu", accelerator.type if accelerator else "cpu"}:
+            off.enter_context(torch.autocast(device, enabled=False))
+        yield
 
 
 def rotary_frequencies(model: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ropescope.base.axes import KEY, QUERY
 from ropescope.base.errors import ModelError, NonFiniteError
+from ropescope.model.decoder import decoder_of
 from ropescope.run.workers import Workers, holders
 
 if TYPE_CHECKING:
@@ -34,7 +36,8 @@ class AttentionCall:
     Parameters
     ----------
     layer
-        Index of the layer in the model.
+        Index of the layer in the model; where several attentions bear one index (shared blocks, repeated layers), the
+        number of the call in its forward, from 0.
     query
         Shape (batch, head, position, head_dim), after every bias, norm, rotation and scaling before the dot product.
     key
@@ -100,8 +103,8 @@ def intercepted(model: PreTrainedModel, handler: Handler) -> Iterator[None]:
     Raises
     ------
     ModelError
-        If the model does not call attention through the interface (Falcon, GPT-J, Bloom, MPT), or its heads are spread
-        over processes unevenly.
+        If the model does not call attention through the interface (Falcon, GPT-J, Bloom, MPT), its calls cannot be
+        told apart, or its heads are spread over processes unevenly.
 
     Examples
     --------
@@ -111,19 +114,20 @@ def intercepted(model: PreTrainedModel, handler: Handler) -> Iterator[None]:
     >>> with intercepted(model, observe):  # doctest: +SKIP
     ...     model(input_ids)
     """
-    decoder = model.get_decoder()
+    decoder = decoder_of(model)
     _check_goes_through_seam(decoder)
     # Another model can hold the very same config object.
     ours = {id(module) for module in decoder.modules()}
-    workers = holders(model)
+    workers, numbering = holders(model), _Numbering(decoder)
     previous = {id(config): (config, config._attn_implementation) for config in _attention_configs(decoder)}
     names: dict[str | None, str] = {}
     try:
         for config, implementation in previous.values():
             if implementation not in names:
-                names[implementation] = _register(implementation, ours, handler, workers)
+                names[implementation] = _register(implementation, ours, handler, workers, numbering)
             config._attn_implementation_internal = names[implementation]
-        yield
+        with numbering.following(decoder):
+            yield
     finally:
         for config, implementation in previous.values():
             config._attn_implementation_internal = implementation
@@ -145,7 +149,63 @@ def _attention_configs(decoder: nn.Module) -> list[PretrainedConfig]:
     return list({id(config): config for config in configs if hasattr(config, "_attn_implementation")}.values())
 
 
-def _register(implementation: str | None, ours: set[int], handler: Handler, workers: Workers) -> str:
+class _Numbering:
+    """Which layer a call is: its module's index, or, where several modules bear one, its number in the forward."""
+
+    def __init__(self, decoder: nn.Module) -> None:
+        self.counts = _share_indices(decoder)
+        self.calls: list[int] | None = None
+
+    @contextmanager
+    def following(self, decoder: nn.Module) -> Iterator[None]:
+        """Begin anew with every forward of the decoder."""
+        hooks = (
+            decoder.register_forward_pre_hook(lambda *_: self._begin([])),
+            decoder.register_forward_hook(lambda *_: self._begin(None), always_call=True),
+        )
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _begin(self, calls: list[int] | None) -> None:
+        self.calls = calls
+
+    def layer(self, module: nn.Module) -> int:
+        layer = self._next(module) if self.counts else _layer_index(module)
+        if self.calls is None:
+            return layer
+        if layer in self.calls:
+            raise ModelError(
+                f"layer {layer} of this model calls attention more than once in one forward (a block that runs in a "
+                "loop, or cross-attention), so its queries and keys cannot be placed"
+            )
+        self.calls.append(layer)
+        return layer
+
+    def _next(self, module: nn.Module) -> int:
+        if self.calls is None:
+            raise ModelError(
+                f"{type(module).__name__} was called outside a forward of its decoder (gradient checkpointing does "
+                "that), and layer indices do not tell this model's attentions apart, only their order in a forward does"
+            )
+        return len(self.calls)
+
+
+def _share_indices(decoder: nn.Module) -> bool:
+    """Whether several attentions of the decoder bear one layer index, or one bears none."""
+    places: dict[tuple[type, Any], set[str]] = defaultdict(set)
+    for name, module in decoder.named_modules(remove_duplicate=False):
+        if hasattr(module, "layer_idx"):
+            # Self- and cross-attention of one block share its index, and only one of them may run.
+            places[type(module), module.layer_idx].add(name.rpartition(".")[0])
+    return any(index is None or len(blocks) > 1 for (_, index), blocks in places.items())
+
+
+def _register(
+    implementation: str | None, ours: set[int], handler: Handler, workers: Workers, numbering: _Numbering
+) -> str:
     """Enter a name for our function and for the mask function of `implementation`."""
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -159,7 +219,7 @@ def _register(implementation: str | None, ours: set[int], handler: Handler, work
     ) -> Any:
         if id(module) in ours:
             every = {"attention_mask": attention_mask, **arguments}
-            call = AttentionCall(_layer_index(module), query, key, every, _sharing(module, query, workers))
+            call = AttentionCall(numbering.layer(module), query, key, every, _sharing(module, query, workers))
             query, key = handler(call) or (query, key)
         with _carrying(module.config, implementation):
             original = _implementation_of(module, implementation)

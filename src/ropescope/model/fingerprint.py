@@ -30,6 +30,55 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def checksum(model: nn.Module) -> str:
+    """SHA-256 over name and sum of the bits of every parameter and every buffer that is saved with the model.
+
+    It knows every value, and the dtype that it is kept in. The sum does not depend on the order, so it is the same
+    however the values are spread over processes.
+    """
+    sums: dict[str, Tensor] = {}
+    spread: dict[ProcessGroup, list[str]] = defaultdict(list)
+    for name, weight in sorted((*_weights(model), *_saved_buffers(model)), key=lambda named: named[0]):
+        name = name.replace("_orig_mod.", "")
+        if is_spread(weight) and weight.device_mesh.ndim == 1:
+            spread[weight.device_mesh.get_group()].append(name)
+            counted = not weight.placements[0].is_replicate() or weight.device_mesh.get_local_rank() == 0
+            sums[name] = _bit_sum(weight.to_local()) * counted
+        elif not weight.is_meta:
+            sums[name] = _bit_sum(weight.full_tensor() if is_spread(weight) else weight)
+    for group, names in spread.items():
+        joined = torch.stack([sums[name] for name in names])
+        distributed.all_reduce(joined, group=group)
+        sums |= dict(zip(names, joined, strict=True))
+    values = _on_cpu(sums)
+    return hashlib.sha256("".join(f"{name}{values[name]}" for name in sorted(values)).encode()).hexdigest()
+
+
+def _saved_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    for prefix, module in model.named_modules():
+        kept: Any = getattr(getattr(module, "_hf_hook", None), "weights_map", None)
+        for name, buffer in module.named_buffers(recurse=False):
+            if name not in module._non_persistent_buffers_set:
+                yield from _parts(f"{prefix}.{name}", buffer if kept is None or not buffer.is_meta else kept[name])
+
+
+def _bit_sum(weight: Tensor) -> Tensor:
+    """The sum of all values taken as integers of their own size, which overflows; int64."""
+    flat = weight.detach().reshape(-1)
+    integers = {1: torch.int8, 2: torch.int16, 4: torch.int32}.get(flat.element_size(), torch.int64)
+    # Summed as they are they need no second copy in a wider type.
+    return flat.view(integers).sum(dtype=max(integers, torch.int16, key=lambda kind: kind.itemsize)).long()
+
+
+def _on_cpu(sums: dict[str, Tensor]) -> dict[str, int]:
+    """Values with one transfer a device."""
+    by_device: dict[torch.device, list[str]] = defaultdict(list)
+    for name, value in sums.items():
+        by_device[value.device].append(name)
+    moved = [(names, torch.stack([sums[name] for name in names]).tolist()) for names in by_device.values()]
+    return {name: value for names, values in moved for name, value in zip(names, values, strict=True)}
+
+
 def _weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Every parameter; where accelerate keeps its values on the CPU or the disk, what it keeps."""
     for name, parameter in model.named_parameters():

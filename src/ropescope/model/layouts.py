@@ -207,7 +207,7 @@ def _still(
     """Layers where nothing moves: NoPE if all can be heard, else whatever other layers do that would not be heard."""
     seen = Counter(reading.pairing for reading in found)
     usual = seen.most_common(1)[0][0] if seen else Pairing("half-split", 0, head_dim - head_dim % 2)
-    nope = Reading(usual, torch.zeros(usual.pairs, dtype=torch.float64), False)
+    nope = Reading(usual, torch.zeros(usual.pairs, dtype=torch.float64, device="cpu"), False)
     complete = {heard.layer: nope for heard in layers if heard.audible.all()}
     own = [Reading(pairing, values, True) for pairing in seen for values in known if len(values) == pairing.pairs]
     possible = [*found, *own, *list(complete.values())[:1]]

@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ropescope.base.axes import STREAMS
-from ropescope.base.errors import InputError, ProbeError
+from ropescope.base.errors import InputError, ModelError, ProbeError
 from ropescope.base.rotary import Pairing
 from ropescope.model.access import input_device, rotary_frequencies, undisturbed, vocabulary_size
 from ropescope.model.attention import AttentionCall, intercepted
+from ropescope.model.decoder import check_model, decoder_of
 from ropescope.model.layouts import Reading, Trajectory, read_layouts
 
 if TYPE_CHECKING:
@@ -147,8 +148,8 @@ def probe(model: PreTrainedModel, positions: int | None = None) -> RotaryCard:
     >>> print(card)  # doctest: +SKIP
     layers 0-29: 9 query / 3 key heads of 64, half-split[0:64], 32 pairs, wavelength 6.28 to 4.38e+05 tokens
     """
-    text_config = model.config.get_text_config()
-    limit = getattr(text_config, "max_position_embeddings", None) or 4096
+    check_model(model)
+    limit = _position_limit(model)
     positions = limit if positions is None else positions
     if positions < 2:
         raise InputError(f"probe got positions={positions}; rotation shows only from 2 positions on")
@@ -179,7 +180,7 @@ def _places(positions: int) -> Tensor:
     while step < positions - 1:
         places.add(int(step))
         step *= 4 / 3
-    return torch.tensor(sorted(places))
+    return torch.tensor(sorted(places), device="cpu")
 
 
 def _observe(model: PreTrainedModel, places: Tensor, voiced: bool = False) -> tuple[list[Trajectory], list[Tensor]]:
@@ -188,12 +189,13 @@ def _observe(model: PreTrainedModel, places: Tensor, voiced: bool = False) -> tu
 
     def keep(call: AttentionCall) -> None:
         call.check_finite()
+        _check_key_per_token(call, len(places))
         epsilon = max(torch.finfo(call.key.dtype).eps, _FLOAT32_NOISE)
         query, key = (call.all_heads(x.detach(), 1).cpu().double() for x in (call.query, call.key))
         seen[call.layer] = Trajectory(call.layer, query, key, epsilon)
 
-    decoder = model.get_decoder()
-    tokens = (torch.arange(_ROWS)[:, None] * 7 % vocabulary_size(model)).expand(-1, len(places))
+    decoder = decoder_of(model)
+    tokens = (torch.arange(_ROWS, device="cpu")[:, None] * 7 % vocabulary_size(model)).expand(-1, len(places))
     voices = _voices(decoder) if voiced else nullcontext()
     with undisturbed(model), intercepted(model, keep), _constant_inputs(decoder), voices:
         decoder(
@@ -205,6 +207,22 @@ def _observe(model: PreTrainedModel, places: Tensor, voiced: bool = False) -> tu
             buffer.detach().cpu().double() for _, name, buffer in rotary_frequencies(decoder) if "orig" not in name
         ]
     return [seen[layer] for layer in sorted(seen)], known
+
+
+def _position_limit(model: PreTrainedModel) -> int:
+    config: Any = model.config.get_text_config()
+    # Whisper has its own name for it.
+    names = ("max_position_embeddings", "max_target_positions")
+    return next((limit for name in names if (limit := getattr(config, name, None))), 4096)
+
+
+def _check_key_per_token(call: AttentionCall, tokens: int) -> None:
+    queries, keys = call.query.shape[2], call.key.shape[2]
+    if (queries, keys) != (tokens, tokens):
+        raise ModelError(
+            f"layer {call.layer} attends with {queries} queries to {keys} keys for {tokens} tokens; queries and keys "
+            "that stand for no one token (compressed ones, DeepSeek-V4) have no signal along the positions"
+        )
 
 
 @contextmanager
@@ -219,7 +237,7 @@ def _constant_inputs(decoder: nn.Module) -> Iterator[None]:
     hooks = [
         module.register_forward_pre_hook(flatten, with_kwargs=True)
         for module in decoder.modules()
-        if getattr(module, "layer_idx", None) is not None
+        if hasattr(module, "layer_idx")
     ]
     try:
         yield
@@ -234,7 +252,7 @@ def _voices(decoder: nn.Module) -> Iterator[None]:
 
     A norm with a weight of zero gives its input there, a projection with rows of zeros gives ones.
     """
-    layers = [module for module in decoder.modules() if getattr(module, "layer_idx", None) is not None]
+    layers = [module for module in decoder.modules() if hasattr(module, "layer_idx")]
     parts = {id(part): part for layer in layers for part in layer.modules() if not any(True for _ in part.children())}
     hooks = [part.register_forward_hook(_let_through) for part in parts.values()]
     try:

@@ -22,6 +22,7 @@ from uuid import uuid4
 import numpy as np
 
 from ropescope.base.errors import ResultError, first_line
+from ropescope.base.facts import differences, listed
 from ropescope.base.files import written_whole
 from ropescope.run.workers import Workers
 
@@ -191,7 +192,7 @@ def _held(output: Path, configuration: Mapping[str, Any]) -> Iterator[Journal]:
     with _writing(folder):
         folder.mkdir(exist_ok=True)
     with _locked(folder / _LOCK, output):
-        journal = Journal(folder, _begun(Journal(folder), output, json.loads(json.dumps(configuration))))
+        journal = Journal(folder, _begun(Journal(folder), output, configuration))
         try:
             yield journal
         finally:
@@ -214,25 +215,14 @@ def _begun(journal: Journal, output: Path, wanted: Mapping[str, Any]) -> str:
     except OSError as error:
         raise ResultError(f"cannot read {path} now: {first_line(error)}; the cells beside it are kept") from error
     found = record.get("configuration") if isinstance(record, dict) else None
-    if found != wanted:
-        other = f"other {', '.join(_differences(found, wanted))}" if isinstance(found, dict) else "unreadable"
+    differing = differences(found, wanted) if isinstance(found, dict) else None
+    if differing is None or differing:
+        other = f"other {listed(differing)}" if differing else "unreadable"
         raise ResultError(
             f"{journal.folder} holds cells of another run ({other}); finish that one as it was begun, write to another "
             f"file than {output.name}, or delete the folder to start afresh"
         )
     return str(record["begun"])
-
-
-def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """Dotted names of the entries that differ."""
-    names = []
-    for name in sorted({*found, *wanted}):
-        theirs, ours = found.get(name), wanted.get(name)
-        if isinstance(theirs, dict) and isinstance(ours, dict):
-            names += [f"{name}.{inner}" for inner in _differences(theirs, ours)]
-        elif theirs != ours:
-            names.append(name)
-    return names
 
 
 @contextmanager

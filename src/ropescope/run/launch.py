@@ -155,6 +155,9 @@ def first_to_speak() -> bool:
         return True
     if launch is None or not _kept_by_launcher():
         return True
+    # Loaded here, since only the answer has a limit of time.
+    import torch.distributed  # noqa: F401
+
     asked = _Background(lambda _: _opened_store(launch).add("spoken", 1))
     asked.start()
     asked.join(_ANSWER.total_seconds())

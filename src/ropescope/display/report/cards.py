@@ -60,7 +60,7 @@ def card(result: xr.DataTree, name: str) -> Card:
             *_rows(windows),
             *_rows(parameters),
             ("versions", ", ".join(f"{key} {value}" for key, value in _mapping(facts.get("versions")).items())),
-            *_rows({key: value for key, value in facts.items() if not isinstance(value, Mapping)}),
+            *_rows(facts),
         ],
     )
 
@@ -75,7 +75,8 @@ def _without_ways(windows: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _rows(facts: Mapping[str, Any]) -> Rows:
-    return [(key.replace("_", " "), str(value)) for key, value in facts.items() if value not in (None, "", [])]
+    single = {key: value for key, value in facts.items() if not isinstance(value, Mapping)}
+    return [(key.replace("_", " "), str(value)) for key, value in single.items() if value not in (None, "", [])]
 
 
 def _shape(result: xr.DataTree) -> Rows:

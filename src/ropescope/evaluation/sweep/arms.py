@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-import numpy as np
 import xarray as xr
 
-from ropescope.base.axes import STREAMS
 from ropescope.base.errors import InputError
 from ropescope.evaluation.sweep.dataset import LOWEST_NORM, RANDOM, SELECTION
 from ropescope.interventions.masks import PairMask
@@ -121,17 +118,8 @@ def _arms(mask: PairMask, controls: Controls) -> dict[str, PairMask]:
     return arms if controls.result is None else arms | {LOWEST_NORM: lowest_norm(mask, controls.result)}
 
 
-def mask_digest(mask: PairMask) -> str:
-    """SHA-256 of the selected pairs, whatever their selection is called."""
-    chosen = [mask.streams()[stream].values for stream in STREAMS]
-    digest = hashlib.sha256(repr([mask.layers, *(array.shape for array in chosen)]).encode())
-    for array in chosen:
-        digest.update(np.ascontiguousarray(array, dtype=np.uint8).tobytes())
-    return digest.hexdigest()
-
-
 def cell_name(mask: PairMask, alpha: float) -> str:
     """Equal for cells that must be equal."""
     if alpha == 1 or not any(array.any() for array in mask.streams().values()):
         return "baseline"
-    return f"{mask_digest(mask)[:32]}-{alpha!r}"
+    return f"{mask.digest()[:32]}-{alpha!r}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,10 +19,10 @@ import xarray as xr
 
 from ropescope.base.arguments import AUTO, BatchSize
 from ropescope.base.axes import STREAMS
-from ropescope.base.errors import ResultError
+from ropescope.base.facts import finished
 from ropescope.base.files import check_target
 from ropescope.evaluation.perplexity import check_scoring, perplexity, protocol
-from ropescope.evaluation.sweep.arms import ALPHAS, THREE_SEEDS, Controls, Plan, intervention_name, mask_digest, planned
+from ropescope.evaluation.sweep.arms import ALPHAS, THREE_SEEDS, Controls, Plan, intervention_name, planned
 from ropescope.evaluation.sweep.dataset import (
     ALPHA,
     ARM,
@@ -35,7 +35,7 @@ from ropescope.evaluation.sweep.dataset import (
 from ropescope.interventions.masks import PairMask
 from ropescope.interventions.weighting import derotated, weighted_rope
 from ropescope.measurement.results import provenance as result_provenance
-from ropescope.model.access import model_provenance
+from ropescope.model.identity import model_provenance
 from ropescope.model.windows import windows_protocol
 from ropescope.run.batching import batches_of
 from ropescope.run.journal import Journal, drop_journal, journal_of, unseen
@@ -92,7 +92,8 @@ def sweep(
         NetCDF file for the dataset. Beside it a folder ``<path>.partial`` keeps every finished cell until the file is
         complete: the same call after a crash goes on there, and ends with the same bytes.
     overwrite
-        Whether another file at `path` may be replaced. One that holds this very sweep is read and returned.
+        Sweep anew and replace whatever file is at `path`. Without it a file that holds this very sweep is read and
+        returned, and any other is refused, as in :func:`ropescope.measure`.
     stride, batch_size
         As in :func:`ropescope.perplexity`.
     group
@@ -122,13 +123,13 @@ def sweep(
     >>> print(sweep_table(data))  # doctest: +SKIP
     """
     plan = planned(selections, alphas, controls)
+    scored = check_scoring(model, windows, stride, batch_size)
     workers = workers_of(model, group)
     batches_of(batch_size, model.device.type, workers)
-    scored = check_scoring(model, windows, stride, batch_size)
     facts = _configuration(model, windows, intervention, stride, batch_size)
     provenance = _provenance(facts, protocol(model, windows, stride, batch_size), plan, controls)
     target = None if path is None else check_target(path)
-    if target is not None and workers.agreed(workers.leading and _finished(target, provenance, overwrite)):
+    if target is not None and workers.agreed(workers.leading and finished(target, provenance, _recorded, overwrite)):
         drop_journal(target, facts, workers)
         return SWEEP.load(target)
     for mask in plan.masks():
@@ -179,22 +180,16 @@ def _provenance(
         **facts,
         "windows": dict(protocol),
         "selections": {
-            name: {**arms[SELECTION].provenance, "sha256": mask_digest(arms[SELECTION])}
-            for name, arms in plan.arms.items()
+            name: {**arms[SELECTION].provenance, "sha256": arms[SELECTION].digest()} for name, arms in plan.arms.items()
         },
         "alphas": list(plan.alphas),
         "controls": {"seeds": list(controls.seeds), "alphas": list(plan.control_alphas), "norms_measured": norms},
     }
 
 
-def _finished(target: Path, provenance: Mapping[str, Any], overwrite: bool) -> bool:
-    """Whether a file holds this very sweep; if not, it must be one that may be replaced."""
-    if target.exists():
-        with suppress(ResultError, KeyError, ValueError):
-            if json.loads(SWEEP.load(target).attrs["provenance"]) == json.loads(json.dumps(provenance)):
-                return True
-        check_target(target, overwrite=overwrite)
-    return False
+def _recorded(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(SWEEP.load(path).attrs["provenance"])
+    return found
 
 
 def _run(

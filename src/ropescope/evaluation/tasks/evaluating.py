@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 import xarray as xr
 
 from ropescope.base.errors import InputError, ResultError, TaskError
+from ropescope.base.facts import finished
 from ropescope.base.files import check_target, written_whole
-from ropescope.evaluation.sweep.arms import cell_name, check_masks, checked_alphas, intervention_name, mask_digest
+from ropescope.evaluation.sweep.arms import cell_name, check_masks, checked_alphas, intervention_name
 from ropescope.evaluation.tasks.dataset import (
     PLAIN,
     TASKS,
@@ -29,7 +30,9 @@ from ropescope.evaluation.tasks.dataset import (
 from ropescope.evaluation.tasks.harness import Evaluated, Harness, Score, TaskProtocol, json_default
 from ropescope.interventions.masks import PairMask
 from ropescope.interventions.weighting import fitting_card, weighted_rope
-from ropescope.model.access import model_provenance, undisturbed
+from ropescope.model.access import undisturbed
+from ropescope.model.decoder import check_head
+from ropescope.model.identity import model_provenance, tokenizer_identity
 from ropescope.run.journal import Journal, drop_journal, journal_of, unseen
 from ropescope.run.progress import progress as steps_of
 from ropescope.run.workers import Workers, workers_of
@@ -78,7 +81,9 @@ def evaluate_tasks(
         NetCDF file for the dataset. Beside it a folder ``<path>.partial`` keeps every finished task until all are
         done: the same call after a crash, or after a task failed, goes on there.
     overwrite
-        Whether another file at `path` may be replaced. One that holds this very run is read and returned.
+        Run anew and replace whatever file is at `path`; tasks that a run before this one has finished and that did not
+        come to a whole file are kept. Without it a file that holds this very run is read and returned, and any other is
+        refused, as in :func:`ropescope.measure`; of one where tasks have failed, those are tried again.
     samples
         Folder for the harness's log of every document and answer, one JSON-lines file per task and arm; of what this
         call runs, not of what was kept.
@@ -117,14 +122,17 @@ def evaluate_tasks(
     arms = _arms(masks, [alpha] if isinstance(alpha, int | float) else alpha)
     for each in masks.values():
         fitting_card(model, each)
+    check_head(model)
     workers = workers_of(model, group)
     harness = Harness(model, tokenizer, protocol)
     harness.check(tasks)
-    facts = _configuration(model, protocol, intervention)
+    facts = _configuration(model, tokenizer, protocol, intervention)
+    definitions = {task: harness.definition(task) for task in tasks}
     provenance = {**facts, "include_path": _text(protocol.include_path), "tasks": list(tasks)}
+    provenance["definitions"] = definitions
     provenance["selections"] = _selections(masks)
     target = None if path is None else check_target(path)
-    if target is not None and workers.agreed(workers.leading and _finished(target, provenance, overwrite)):
+    if target is not None and workers.agreed(workers.leading and _whole(target, provenance, overwrite)):
         drop_journal(target, facts, workers)
         return TASKS.load(target)
 
@@ -137,7 +145,7 @@ def evaluate_tasks(
             _write_samples(Path(samples), arm, evaluated)
         return evaluated
 
-    cells = _cells({task: harness.definition(task) for task in tasks}, arms, masks)
+    cells = _cells(definitions, arms, masks)
     with nullcontext() if target is None else journal_of(target, facts, workers) as journal:
         found, failed = _run(cells, judge, journal, workers, progress)
         failed |= _unlike(found)
@@ -165,12 +173,15 @@ def _arms(masks: Mapping[str, PairMask], alphas: Iterable[float]) -> dict[str, t
     return {PLAIN: (PLAIN, 1.0)} | {f"{name} at {alpha:g}": (name, alpha) for name in masks for alpha in strengths}
 
 
-def _configuration(model: PreTrainedModel, protocol: TaskProtocol, intervention: Intervention) -> dict[str, Any]:
+def _configuration(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, protocol: TaskProtocol, intervention: Intervention
+) -> dict[str, Any]:
     """All that decides the scores of a task under a mask at a strength."""
     packages = ("ropescope", "torch", "transformers", "lm_eval", "datasets")
     return {
         "schema_version": TASKS.version,
         "model": {**model_provenance(model), "device": model.device.type},
+        "tokenizer": tokenizer_identity(tokenizer),
         "protocol": protocol.facts(),
         "intervention": intervention_name(intervention),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
@@ -181,26 +192,23 @@ def _selections(masks: Mapping[str, PairMask]) -> dict[str, Any]:
     return {
         name: {
             **mask.provenance,
-            "sha256": mask_digest(mask),
+            "sha256": mask.digest(),
             "pairs": {stream: int(array.sum()) for stream, array in mask.streams().items()},
         }
         for name, mask in masks.items()
     }
 
 
-def _finished(target: Path, provenance: Mapping[str, Any], overwrite: bool) -> bool:
-    """Whether a file holds this very run, and all of it; if not, it must be one that may be replaced."""
-    if not target.exists():
-        return False
-    same = False
-    with suppress(ResultError, KeyError, ValueError):
-        kept = json.loads(TASKS.load(target).attrs["provenance"])
-        failed = kept.pop("failed")
-        same = kept == json.loads(json.dumps(provenance))
-        if same and not failed:
-            return True
-    check_target(target, overwrite=overwrite or same)
-    return False
+def _whole(target: Path, provenance: Mapping[str, Any], overwrite: bool) -> bool:
+    """Whether a file holds this very run, and all of it."""
+    failed: dict[str, str] = {}
+
+    def read(path: Path) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(TASKS.load(path).attrs["provenance"])
+        failed.update(found.pop("failed"))
+        return found
+
+    return finished(target, provenance, read, overwrite) and not failed
 
 
 def _cells(
