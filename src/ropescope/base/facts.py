@@ -54,8 +54,8 @@ def other_model(measured: Mapping[str, Any], model: Mapping[str, Any]) -> list[s
     Parameters
     ----------
     measured, model
-        What :func:`ropescope.model.identity.model_identity` or ``model_provenance`` gave. What either lacks, as files from
-        before these facts were kept do, is not compared.
+        What `model_identity` or `model_provenance` of `ropescope.model.identity` gave. What either lacks, as files
+        from before these facts were kept do, is not compared.
 
     Returns
     -------

@@ -9,11 +9,15 @@ from cyclopts import CycloptsError
 
 from ropescope.base.errors import RopescopeError
 from ropescope.cli import (  # noqa: F401  they register their commands
-    comparing,
+    bake,
+    compare,
     demo,
-    judging,
-    measuring,
-    reporting,
+    figures,
+    inspect,
+    measure,
+    report,
+    select,
+    sweep,
     tasks,
 )
 from ropescope.cli.options import RUN, app

@@ -1,4 +1,4 @@
-"""Commands that turn pairs down: sweep, bake."""
+"""The command sweep: perplexity as selected pairs are turned down."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from ropescope.base.arguments import check_batch_size, check_share
-from ropescope.base.errors import InputError, ResultError
-from ropescope.cli.drawing import check_companions, make_folder, report_sweep
+from ropescope.base.arguments import check_batch_size
+from ropescope.cli.drawing import check_companions, report_sweep
 from ropescope.cli.options import (
     OUTPUT_GROUP,
     PAPER_SELECTIONS,
@@ -30,7 +29,6 @@ from ropescope.cli.options import (
     stem_of,
     windows_of,
 )
-from ropescope.cli.printing import say
 
 
 @app.command
@@ -115,51 +113,3 @@ def sweep(
     if leading():
         say_if_kept(target, before)
         report_sweep(data, target, model)
-
-
-@app.command
-def bake(
-    model: ModelName,
-    result: ResultPath,
-    *,
-    alpha: float,
-    output: Annotated[Path, Parameter(name=["--output", "-o"], group=OUTPUT_GROUP)],
-    select: str = "table1",
-    options: ModelOptions = ModelOptions(),
-) -> None:
-    """Fold a weighting into the projections and save an ordinary checkpoint.
-
-    The folder opens in plain transformers or any server. Models with QK-norm or fused projections cannot be baked.
-
-    Example: `ropescope bake meta-llama/Meta-Llama-3-8B llama3.nc --select table1 --alpha 0.1 --output llama3-baked`
-
-    Parameters
-    ----------
-    alpha
-        Weight of the selected pairs, 0 to 1.
-    output
-        Folder for the checkpoint; must not exist, or be empty.
-    select
-        Expression, or a selection by name, as in `ropescope select`.
-    """
-    import ropescope as rs
-    from ropescope.base.files import check_folder
-    from ropescope.measurement.results import load
-
-    check_share("alpha", alpha)
-    if options.tensor_parallel:
-        raise InputError("bake got --tensor-parallel, but writes the whole model; leave it out, or use --device-map")
-    check_model(options)
-    check_folder(output)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ResultError(f"cannot write {output}: it exists and is not an empty folder; choose another --output")
-    mask = rs.select(load(result), select)
-    loaded, tokenizer = load_chosen(model, options)
-    from ropescope.model.loading import quiet
-
-    rs.bake(loaded, mask, alpha)
-    make_folder(output)
-    with quiet():
-        loaded.save_pretrained(output)
-        tokenizer.save_pretrained(output)
-    say(f"{mask}, alpha {alpha}\ncheckpoint: {output}")

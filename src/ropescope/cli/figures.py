@@ -1,0 +1,69 @@
+"""The command figures: results and sweeps as pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from ropescope.base.errors import InputError
+from ropescope.base.files import named
+from ropescope.cli.drawing import draw_result, draw_sweeps
+from ropescope.cli.options import (
+    Format,
+    Stream,
+    app,
+    parse_heads,
+    streams_of,
+)
+from ropescope.cli.printing import say
+
+
+@app.command
+def figures(
+    *results: Annotated[Path, Parameter(help="Files of `ropescope measure` and `ropescope sweep`.")],
+    heads: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative="")] = (),
+    stream: Stream = "both",
+    format: Annotated[tuple[Format, ...], Parameter(consume_multiple=True, negative="")] = ("png",),
+    output_dir: Path = Path(),
+) -> None:
+    """Draw results: the panel of chosen heads, the overview of all layers, the curves of sweeps.
+
+    The panel shows, for each head, SpectrumFE and SequenceFE over the pairs and the norms over the positions (figures
+    1, 2 and 4 of the paper). The overview maps layer by pair. All sweeps go into one figure, a line for each (figure
+    3), named after its file.
+
+    Example: `ropescope figures qwen3.nc --heads 6:0 1:0 --stream key --format png pdf`
+
+    Parameters
+    ----------
+    heads
+        LAYER:HEAD to draw; default the strongest band, the most periodic head, and a NoPE head or the highest outlier.
+    stream
+        query, key or both.
+    format
+        png, svg, pdf; several make several files.
+    output_dir
+        Folder for the files, made if it does not exist.
+    """
+    from ropescope.base.files import check_folder
+    from ropescope.base.netcdf import schema_of
+    from ropescope.evaluation.sweep.dataset import SWEEP
+    from ropescope.measurement.results import load
+
+    if not results:
+        raise InputError("figures got no result file; name at least one: ropescope figures RESULT.nc")
+    named(results)
+    check_folder(output_dir)
+    chosen = parse_heads(heads)
+    if any(None in place for place in chosen):
+        raise InputError("figures got '*' in --heads; name each head as LAYER:HEAD")
+    sweeps = [path for path in results if schema_of(path) == SWEEP.name]
+    for path in results:
+        if path not in sweeps:
+            for written in draw_result(load(path), path.stem, chosen, streams_of(stream), format, output_dir):
+                say(written)
+    if sweeps:
+        for written in draw_sweeps(sweeps, format, output_dir):
+            say(written)

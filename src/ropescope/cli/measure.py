@@ -1,0 +1,112 @@
+"""The command measure: Frequency Entropy of a model on a text, into one file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from ropescope.base.arguments import check_analysis_window, check_batch_size, check_frames
+from ropescope.cli.options import (
+    OUTPUT_GROUP,
+    MeasureOptions,
+    ModelName,
+    ModelOptions,
+    TextOptions,
+    app,
+    check_model,
+    check_text,
+    join,
+    leading,
+    load_chosen,
+    parse_heads,
+    say_if_kept,
+    sharing,
+    stamp,
+    stem_of,
+    windows_of,
+)
+from ropescope.cli.printing import say
+
+
+@app.command
+def measure(
+    model: ModelName,
+    *,
+    options: ModelOptions = ModelOptions(),
+    text: TextOptions = TextOptions(),
+    how: MeasureOptions = MeasureOptions(),
+    output: Annotated[Path | None, Parameter(name=["--output", "-o"], group=OUTPUT_GROUP)] = None,
+    overwrite: Annotated[bool, Parameter(negative="", group=OUTPUT_GROUP)] = False,
+) -> None:
+    """Measure SpectrumFE and SequenceFE of every layer, head and pair.
+
+    Runs the model over windows of text, for queries and keys, writes one NetCDF file and prints a summary. Every
+    finished batch is kept: the same command after a crash goes on where it was, and once the file is complete it only
+    prints the summary again. Under `torchrun --nproc-per-node N -m
+    ropescope` or `accelerate launch -m ropescope` the processes share the windows.
+
+    Example: `ropescope measure Qwen/Qwen3-8B --count 8 --output qwen3.nc`
+
+    Parameters
+    ----------
+    output
+        Result file; default `MODEL-CORPUS-LENGTH.nc` in this folder.
+    overwrite
+        Measure anew and replace the file that is there, whatever it holds. Without it, one that holds another
+        measurement is refused.
+    """
+    import ropescope as rs
+    from ropescope.base.files import check_target
+
+    norm_heads = parse_heads(how.norm_heads)
+    check_model(options)
+    check_text(text)
+    check_frames(text.length, how.frame_length, how.hop_length)
+    check_analysis_window(how.window)
+    check_batch_size(how.batch_size)
+    target = output or Path(f"{stem_of(model)}-{stem_of(text.corpus)}-{text.length}.nc")
+    check_target(target)
+    _check_in_the_way(target, how, text, overwrite)
+    join()
+    before = stamp(target)
+    loaded, tokenizer = load_chosen(model, options)
+    windows = windows_of(tokenizer, text)
+    result = rs.measure(
+        loaded,
+        windows,
+        frame_length=how.frame_length,
+        hop_length=how.hop_length,
+        window=how.window,
+        batch_size=how.batch_size,
+        norm_heads=norm_heads,
+        path=target,
+        overwrite=overwrite,
+        group=sharing(options),
+        progress=True,
+    )
+    if leading():
+        from ropescope.measurement.summary import summary_text
+
+        say_if_kept(target, before)
+        say(summary_text(result))
+        say(f"\nresult: {target}\nfigures: ropescope figures {target}")
+
+
+def _check_in_the_way(target: Path, how: MeasureOptions, text: TextOptions, overwrite: bool) -> None:
+    """Refuse a file that holds no measurement, or one that differs in what is known before a model is loaded."""
+    from ropescope.base.facts import finished
+    from ropescope.measurement.results import recorded_facts
+
+    frames = {"frame_length": how.frame_length, "hop_length": how.hop_length, "window": how.window}
+    wanted: dict[str, dict[str, object]] = {
+        "parameters": {"length": text.length, "batch_size": how.batch_size, **frames},
+        "windows": {} if text.count is None else {"windows": text.count},
+    }
+
+    def read(path: Path) -> dict[str, object]:
+        found = recorded_facts(path)
+        return {group: {name: found[group][name] for name in names} for group, names in wanted.items()}
+
+    finished(target, wanted, read, overwrite)
