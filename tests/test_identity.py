@@ -36,9 +36,10 @@ from ropescope.evaluation import sweep as sweep_module
 from ropescope.evaluation.perplexity import perplexity
 from ropescope.evaluation.sweep.arms import NO_CONTROLS
 from ropescope.evaluation.sweep.sweeping import sweep
+from ropescope.interventions.derotation import derotated
 from ropescope.interventions.masks import PairMask
 from ropescope.interventions.selection import select
-from ropescope.interventions.weighting import derotated, weighted_rope
+from ropescope.interventions.weighting import weighted_rope
 from ropescope.measurement import measure as measurement
 from ropescope.measurement.measure import measure
 from ropescope.measurement.results import load, provenance, save

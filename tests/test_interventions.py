@@ -37,9 +37,10 @@ from architectures import (
 )
 from ropescope.base.axes import HEAD, KV_HEAD, LAYER, PAIR
 from ropescope.base.errors import InputError
+from ropescope.interventions.derotation import derotated
 from ropescope.interventions.masks import PairMask
 from ropescope.interventions.selection import select
-from ropescope.interventions.weighting import derotated, weighted_rope
+from ropescope.interventions.weighting import weighted_rope
 from ropescope.measurement.measure import measure
 from ropescope.model.attention import AttentionCall, intercepted
 from ropescope.model.identity import model_provenance

@@ -17,9 +17,10 @@ from transformers import PreTrainedModel
 from architectures import LLAMA, VOCABULARY, entropies_of, pair_norms_of, state_of, tokens
 from ropescope.base.errors import ModelError
 from ropescope.interventions.baking import bake
+from ropescope.interventions.derotation import derotated
 from ropescope.interventions.masks import PairMask
 from ropescope.interventions.selection import select
-from ropescope.interventions.weighting import derotated, weighted_rope
+from ropescope.interventions.weighting import weighted_rope
 from ropescope.measurement.measure import measure
 from ropescope.model.attention import intercepted
 from ropescope.model.probing import probe

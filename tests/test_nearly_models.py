@@ -21,9 +21,10 @@ from ropescope.evaluation.perplexity import perplexity
 from ropescope.evaluation.sweep.sweeping import sweep
 from ropescope.evaluation.tasks.evaluating import evaluate_tasks
 from ropescope.interventions.baking import bake
+from ropescope.interventions.derotation import derotated
 from ropescope.interventions.masks import PairMask
 from ropescope.interventions.selection import select
-from ropescope.interventions.weighting import derotated, weighted_rope
+from ropescope.interventions.weighting import weighted_rope
 from ropescope.measurement.measure import measure
 from ropescope.model.probing import probe
 

@@ -14,8 +14,9 @@ from architectures import LLAMA, tokens
 from ropescope.base.errors import ModelError
 from ropescope.evaluation.perplexity import perplexity
 from ropescope.interventions.baking import bake
+from ropescope.interventions.derotation import derotated
 from ropescope.interventions.selection import select
-from ropescope.interventions.weighting import derotated, weighted_rope
+from ropescope.interventions.weighting import weighted_rope
 from ropescope.measurement.measure import measure
 from ropescope.model.fingerprint import fingerprint
 

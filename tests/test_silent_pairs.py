@@ -21,8 +21,9 @@ from ropescope.analysis.places_in_words import where_bands_live
 from ropescope.base.errors import ProbeError
 from ropescope.display.report import render
 from ropescope.interventions.baking import bake
+from ropescope.interventions.derotation import derotated
 from ropescope.interventions.selection import select
-from ropescope.interventions.weighting import derotated, weighted_rope
+from ropescope.interventions.weighting import weighted_rope
 from ropescope.measurement.measure import measure
 from ropescope.measurement.results import wavelength
 from ropescope.measurement.summary import counts

@@ -49,11 +49,11 @@ if TYPE_CHECKING:
     from ropescope.evaluation.tasks.harness import TaskProtocol as TaskProtocol
     from ropescope.evaluation.tasks.table import tasks_table as tasks_table
     from ropescope.interventions.baking import bake as bake
+    from ropescope.interventions.derotation import derotated as derotated
     from ropescope.interventions.masks import PairMask as PairMask
     from ropescope.interventions.selection import lowest_norm as lowest_norm
     from ropescope.interventions.selection import matched_random as matched_random
     from ropescope.interventions.selection import select as select
-    from ropescope.interventions.weighting import derotated as derotated
     from ropescope.interventions.weighting import weighted_rope as weighted_rope
     from ropescope.measurement.measure import measure as measure
     from ropescope.measurement.results import save as save
@@ -77,7 +77,7 @@ _HOME = {
     "matched_random": "interventions.selection",
     "lowest_norm": "interventions.selection",
     "weighted_rope": "interventions.weighting",
-    "derotated": "interventions.weighting",
+    "derotated": "interventions.derotation",
     "bake": "interventions.baking",
     "perplexity": "evaluation.perplexity",
     "sweep": "evaluation.sweep.sweeping",

@@ -119,7 +119,7 @@ def tasks(
     join()
     before = stamp(target)
     loaded, tokenizer = load_chosen(model, options)
-    from ropescope.evaluation.sweep.sweeping import rotation_kept
+    from ropescope.interventions.derotation import rotation_kept
     from ropescope.interventions.weighting import weighted_rope
 
     data = rs.evaluate_tasks(

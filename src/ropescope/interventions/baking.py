@@ -14,7 +14,8 @@ from torch import nn
 from ropescope.base.axes import KEY, QUERY
 from ropescope.base.errors import ModelError
 from ropescope.base.rotary import pair_norms
-from ropescope.interventions.weighting import Alpha, fitting_card, over_dimensions, pair_weights
+from ropescope.interventions.fitting import fitting_card
+from ropescope.interventions.weighting import Alpha, over_dimensions, pair_weights
 from ropescope.model.access import input_device, undisturbed, vocabulary_size
 from ropescope.model.attention import AttentionCall, intercepted
 from ropescope.model.decoder import decoder_of

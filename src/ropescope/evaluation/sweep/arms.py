@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import xarray as xr
@@ -86,20 +86,6 @@ def check_masks(masks: Mapping[str, PairMask]) -> None:
     for name, mask in masks.items():
         if not isinstance(mask, PairMask) or not isinstance(name, str) or not name:
             raise InputError(f"selection {name!r} is a {type(mask).__name__}; give PairMasks by name")
-
-
-def intervention_name(intervention: Callable[..., object]) -> str:
-    """Where an intervention is defined, for the record.
-
-    Raises
-    ------
-    InputError
-        If it has no name of its own.
-    """
-    name = getattr(intervention, "__qualname__", "<none>")
-    if "<" in name:
-        raise InputError(f"got the intervention {intervention!r}; give a function with a name, which the file records")
-    return f"{intervention.__module__}.{name}"
 
 
 def checked_alphas(alphas: Iterable[float], name: str) -> tuple[float, ...]:

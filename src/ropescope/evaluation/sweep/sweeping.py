@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ from ropescope.base.axes import STREAMS
 from ropescope.base.facts import finished
 from ropescope.base.files import check_target
 from ropescope.evaluation.perplexity import check_scoring, perplexity, protocol
-from ropescope.evaluation.sweep.arms import ALPHAS, THREE_SEEDS, Controls, Plan, intervention_name, planned
+from ropescope.evaluation.sweep.arms import ALPHAS, THREE_SEEDS, Controls, Plan, planned
 from ropescope.evaluation.sweep.dataset import (
     ALPHA,
     ARM,
@@ -33,7 +33,8 @@ from ropescope.evaluation.sweep.dataset import (
     labelled,
 )
 from ropescope.interventions.masks import PairMask
-from ropescope.interventions.weighting import derotated, weighted_rope
+from ropescope.interventions.protocol import Intervention, intervention_name
+from ropescope.interventions.weighting import weighted_rope
 from ropescope.measurement.results import provenance as result_provenance
 from ropescope.model.identity import model_provenance
 from ropescope.model.windows import windows_protocol
@@ -47,13 +48,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from ropescope.base.axes import TokenIds
-
-Intervention = Callable[["PreTrainedModel", PairMask, float], AbstractContextManager[None]]
-
-
-def rotation_kept(model: PreTrainedModel, mask: PairMask, alpha: float) -> AbstractContextManager[None]:
-    """Derotation as an intervention to sweep: the selected pairs keep the share `alpha` of their rotation."""
-    return derotated(model, mask, strength=1 - alpha)
 
 
 def sweep(

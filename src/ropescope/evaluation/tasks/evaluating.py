@@ -19,7 +19,7 @@ import xarray as xr
 from ropescope.base.errors import InputError, ResultError, TaskError
 from ropescope.base.facts import finished
 from ropescope.base.files import check_target, written_whole
-from ropescope.evaluation.sweep.arms import cell_name, check_masks, checked_alphas, intervention_name
+from ropescope.evaluation.sweep.arms import cell_name, check_masks, checked_alphas
 from ropescope.evaluation.tasks.dataset import (
     PLAIN,
     TASKS,
@@ -28,8 +28,10 @@ from ropescope.evaluation.tasks.dataset import (
     to_json,
 )
 from ropescope.evaluation.tasks.harness import Evaluated, Harness, Score, TaskProtocol, json_default
+from ropescope.interventions.fitting import fitting_card
 from ropescope.interventions.masks import PairMask
-from ropescope.interventions.weighting import fitting_card, weighted_rope
+from ropescope.interventions.protocol import Intervention, intervention_name
+from ropescope.interventions.weighting import weighted_rope
 from ropescope.model.access import undisturbed
 from ropescope.model.decoder import check_head
 from ropescope.model.identity import model_provenance, tokenizer_identity
@@ -41,7 +43,6 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from ropescope.evaluation.sweep.sweeping import Intervention
 
 DEFAULT_PROTOCOL = TaskProtocol()
 
