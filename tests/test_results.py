@@ -18,10 +18,10 @@ import pytest
 import xarray as xr
 
 from ropescope.base.errors import InputError, ResultError, UnreadableError
+from ropescope.base.pair_variables import MEASURED
 from ropescope.evaluation.sweep.dataset import SWEEP
 from ropescope.measurement.labelling import KeptNorms, build_result
 from ropescope.measurement.results import (
-    PAIR_VARIABLES,
     check_target,
     load,
     mean_over_sequences,
@@ -31,6 +31,8 @@ from ropescope.measurement.results import (
     wavelength,
 )
 from synthetic import NARROW_LAYER, synthetic_result
+
+PAIR_VARIABLES = [variable.name for variable in MEASURED]
 
 KEPT = [(0, 1), (1, 0)]
 DIMS = {"query": ("sequence", "layer", "head", "pair"), "key": ("sequence", "layer", "kv_head", "pair")}

@@ -18,11 +18,15 @@ from hypothesis import strategies as st
 
 from ropescope.base.axes import HEAD_AXIS
 from ropescope.base.errors import InputError
+from ropescope.base.pair_variables import MEASURED, PLACES
 from ropescope.base.selections import NAMED
 from ropescope.interventions.masks import PairMask
-from ropescope.interventions.selection import NAMES, lowest_norm, matched_random, select
-from ropescope.measurement.results import PAIR_VARIABLES, provenance
+from ropescope.interventions.selection import lowest_norm, matched_random, select
+from ropescope.measurement.results import provenance
 from synthetic import BAND_HEAD, BAND_PAIRS, MISSING_PAIRS, NARROW_LAYER, UNDEFINED, synthetic_result
+
+PAIR_VARIABLES = [variable.name for variable in MEASURED]
+NAMES = (*PAIR_VARIABLES, *PLACES)
 
 STREAMS = ("query", "key")
 

@@ -9,10 +9,12 @@ import pytest
 import xarray as xr
 
 from ropescope.base.errors import InputError
+from ropescope.base.pair_variables import MEASURED
 from ropescope.measurement.labelling import build_result
-from ropescope.measurement.results import PAIR_VARIABLES
 from ropescope.measurement.summary import Band, Counts, bands, counts, format_tokens, summary_text
 from synthetic import BAND_HEAD, BAND_PAIRS, MISSING_PAIRS, UNDEFINED, synthetic_result
+
+PAIR_VARIABLES = [variable.name for variable in MEASURED]
 
 
 def one_head(spectrum_fe: object, mean_norm: object, sequence_fe: object = 0.9) -> xr.DataTree:

@@ -30,11 +30,14 @@ if TYPE_CHECKING:
     from ropescope.base.errors import RopescopeError as RopescopeError
     from ropescope.base.errors import TaskError as TaskError
     from ropescope.base.errors import UnreadableError as UnreadableError
+    from ropescope.base.pair_variables import PairVariable as PairVariable
+    from ropescope.base.pair_variables import register as register
     from ropescope.base.tables import Section as Section
     from ropescope.base.tables import Table as Table
     from ropescope.display.figures.curves import sweep_curves as sweep_curves
     from ropescope.display.figures.heads import panel as panel
     from ropescope.display.figures.maps import overview as overview
+    from ropescope.display.figures.maps import variable_map as variable_map
     from ropescope.display.figures.side_by_side import side_by_side as side_by_side
     from ropescope.display.figures.spread import bands_over_wavelength as bands_over_wavelength
     from ropescope.display.figures.spread import spread_curves as spread_curves
@@ -55,7 +58,9 @@ if TYPE_CHECKING:
     from ropescope.interventions.selection import matched_random as matched_random
     from ropescope.interventions.selection import select as select
     from ropescope.interventions.weighting import weighted_rope as weighted_rope
+    from ropescope.measurement.labelling import label_pairs as label_pairs
     from ropescope.measurement.measure import measure as measure
+    from ropescope.measurement.results import joined as joined
     from ropescope.measurement.results import save as save
     from ropescope.measurement.summary import summary_text as summary_text
     from ropescope.model.loading import load_model as load_model
@@ -89,6 +94,11 @@ _HOME = {
     "sequence_fe": "base.entropy",
     "white_noise_entropy": "base.entropy",
     "report": "display.report.writing",
+    "label_pairs": "measurement.labelling",
+    "variable_map": "display.figures.maps",
+    "joined": "measurement.results",
+    "register": "base.pair_variables",
+    "PairVariable": "base.pair_variables",
     "RopescopeError": "base.errors",
     "InputError": "base.errors",
     "ModelError": "base.errors",

@@ -6,11 +6,12 @@ import operator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ropescope.base.pair_variables import ENTROPIES, pair_variables
+
 Comparison = Literal["<", ">", "=="]
 _HOLDS = {"<": operator.lt, ">": operator.gt, "==": operator.eq}
-VARIABLE_LABELS = {"spectrum_fe": "SpectrumFE", "sequence_fe": "SequenceFE"}
-# Usual range of each, the same in every figure and page, so that two models compare by eye.
-SCALES = {"spectrum_fe": (0.0, 0.6), "sequence_fe": (0.4, 1.0)}
+VARIABLE_LABELS = {name: pair_variables()[name].label for name in ENTROPIES}
+SCALES = {name: scale for name in ENTROPIES if (scale := pair_variables()[name].scale) is not None}
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Selection:
     @property
     def variable_label(self) -> str:
         """The variable as a reader knows it."""
-        return VARIABLE_LABELS[self.variable]
+        return pair_variables()[self.variable].label
 
     def holds(self, values: Any) -> Any:
         """Where the rule is satisfied, for an array of the variable; false where it is NaN."""

@@ -19,11 +19,11 @@ import xarray as xr
 
 from ropescope.base.axes import HEAD_AXIS, LAYER, PAIR, STREAMS
 from ropescope.base.errors import InputError, did_you_mean
+from ropescope.base.pair_variables import PLACES, pair_variables
 from ropescope.base.selections import NAMED
 from ropescope.interventions.masks import PairMask, labelled
-from ropescope.measurement.results import PAIR_VARIABLES, ROTARY, mean_over_sequences, provenance, stream_data
+from ropescope.measurement.results import ROTARY, joined, mean_over_sequences, provenance, stream_data
 
-NAMES = (*PAIR_VARIABLES, LAYER, "head", PAIR, "frequency", "rotated")
 _MAX_CHARACTERS = 1000
 _MAX_NESTING = 50
 _MAX_QUOTED = 80
@@ -37,7 +37,7 @@ _COMPARISONS: Mapping[type, Callable[[Any, Any], Any]] = {
 }
 
 
-def select(result: xr.DataTree, expression: str) -> PairMask:
+def select(result: xr.DataTree, expression: str, *others: xr.DataTree) -> PairMask:
     """Select the pairs of a result for which an expression holds, each stream by its own values.
 
     Parameters
@@ -48,7 +48,10 @@ def select(result: xr.DataTree, expression: str) -> PairMask:
         Comparisons (chained too) of `spectrum_fe`, `sequence_fe`, `mean_norm`, `dc_share`, `dominant_period`,
         `peak_share`, `layer`, `head` (key head for keys), `pair`, `frequency` (rad/token), `rotated` and numbers,
         joined by `and`, `or`, `not` and parentheses; or a selection by name: the paper's "bands",
-        "spectrum-outliers", "periodic", "table1", or "silent", the pairs that are exactly zero.
+        "spectrum-outliers", "periodic", "table1", or "silent", the pairs that are exactly zero. Registered variables
+        of other measurements count too.
+    others
+        Measurements of the same pairs, whose registered variables the expression may name.
 
     Returns
     -------
@@ -69,6 +72,7 @@ def select(result: xr.DataTree, expression: str) -> PairMask:
     >>> mask = select(result, "spectrum_fe > 0.4 or sequence_fe < 0.6")  # doctest: +SKIP
     """
     expression = " ".join(expression.split())
+    result = joined(result, *others)
     tree = _parse(NAMED.get(expression, expression))
     streams = {}
     for stream in STREAMS:
@@ -154,7 +158,7 @@ def _values(result: xr.DataTree, stream: str) -> dict[str, xr.DataArray]:
     """Every name of an expression as an array that broadcasts over (layer, head or kv_head, pair)."""
     data = mean_over_sequences(stream_data(result, stream))
     rotary = result[ROTARY].to_dataset()
-    own = {str(name): data[name] for name in PAIR_VARIABLES}
+    own = {name: data[name] for name in pair_variables() if name in data}
     places = {LAYER: data[LAYER], "head": data[HEAD_AXIS[stream]], PAIR: data[PAIR]}
     return own | places | {"frequency": rotary["frequency"], "rotated": rotary["rotated"]}
 
@@ -204,9 +208,10 @@ def _check(node: ast.expr, expression: str, depth: int = 0) -> None:
 
 
 def _check_name(name: str, expression: str) -> None:
-    if name in NAMES:
+    names = (*pair_variables(), *PLACES)
+    if name in names:
         return
-    allowed = (*NAMES, *NAMED) if name == expression else NAMES
+    allowed = (*names, *NAMED) if name == expression else names
     hint = f"; {name} is a whole selection: combine masks with & and |" if name in NAMED else ""
     raise InputError(f"unknown name {name!r} in {_quoted(expression)}; {did_you_mean(name, allowed)}{hint}")
 
@@ -285,6 +290,8 @@ def _join(conjunction: bool, parts: list[tuple[Any, Any]]) -> tuple[Any, Any]:
 def _term(node: ast.expr, values: Mapping[str, xr.DataArray]) -> Any:
     match node:
         case ast.Name(id=name):
+            if name not in values:
+                raise InputError(f"the result holds no {name}; give the measurement that does: select(result, ..., it)")
             return values[name]
         case ast.UnaryOp(op=op, operand=ast.Constant(value=value)):
             return np.float64(value) * (-1 if isinstance(op, ast.USub) else 1)  # type: ignore[arg-type]

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from ropescope.base.axes import BIN, HEAD_AXIS, KEY, LAYER, PAIR, POSITION, QUERY, SEQUENCE
+from ropescope.base.axes import BIN, HEAD_AXIS, KEY, LAYER, PAIR, POSITION, QUERY, SEQUENCE, STREAMS
 from ropescope.base.errors import InputError, did_you_mean
+from ropescope.base.pair_variables import MEASURED, PairVariable, pair_variables
 from ropescope.measurement.results import (
     KEPT,
     MEAN_SPECTRUM,
     NORM,
-    PAIR_VARIABLES,
     ROTARY,
     ROTARY_VARIABLES,
     SCHEMA,
@@ -74,7 +74,7 @@ def build_result(
 
     Parameters
     ----------
-    query, key : mappings from each name in ``PAIR_VARIABLES`` to an array (sequence, layer, head, pair)
+    query, key : mappings from the name of each measured variable to an array (sequence, layer, head, pair)
         NaN where a layer has fewer heads or pairs than the widest layer.
     layers : sequence of int
         Model index of each layer.
@@ -115,6 +115,58 @@ def build_result(
     return tree
 
 
+def label_pairs(values: Mapping[str, Mapping[str, Mapping[int, Any]]]) -> xr.DataTree:
+    """Label a measurement of one's own, so that :func:`ropescope.select` and the others can take it.
+
+    Parameters
+    ----------
+    values
+        By the name of a registered variable, then by "query" and "key", then by model layer: an array (head, pair).
+        Layers with fewer heads or pairs are padded with NaN.
+
+    Returns
+    -------
+    xarray.DataTree
+        Groups `query` and `key` with the variables over (layer, head or kv_head, pair).
+
+    Raises
+    ------
+    InputError
+        A variable is not registered, or a stream is missing.
+
+    Examples
+    --------
+    >>> one = {0: [[1.0, 2.0]], 1: [[3.0, 4.0]]}
+    >>> label_pairs({"mean_norm": {"query": one, "key": one}})["query"].mean_norm.shape
+    (2, 1, 2)
+    """
+    known = pair_variables()
+    for name, streams in values.items():
+        if name not in known or set(streams) != set(STREAMS):
+            raise InputError(
+                f"got variable {name!r} for {', '.join(streams) or 'no stream'}; register it first, and give {QUERY} "
+                f"and {KEY}"
+            )
+    groups = {
+        f"/{stream}": xr.Dataset({name: _padded(known[name], stream, given[stream]) for name, given in values.items()})
+        for stream in STREAMS
+    }
+    return xr.DataTree.from_dict(groups)
+
+
+def _padded(variable: PairVariable, stream: str, layers: Mapping[int, Any]) -> xr.DataArray:
+    arrays = {layer: np.asarray(values, dtype=np.float64) for layer, values in sorted(layers.items())}
+    shape = np.max([array.shape for array in arrays.values()], axis=0)
+    stacked = np.full((len(arrays), *shape), np.nan)
+    for row, array in zip(stacked, arrays.values(), strict=True):
+        row[: array.shape[0], : array.shape[1]] = array
+    head = HEAD_AXIS[stream]
+    sizes = {LAYER: list(arrays), head: range(shape[0]), PAIR: range(shape[1])}
+    coords = {name: _coordinate(name, list(places)) for name, places in sizes.items()}
+    meaning = attributes_of(variable.label, variable.unit, variable.text)
+    return xr.DataArray(stacked, coords=coords, dims=(LAYER, head, PAIR), attrs=meaning)
+
+
 def _coordinate(name: str, values: Any, dim: str | None = None) -> tuple[str, np.ndarray, dict[str, str]]:
     return (dim or name, np.asarray(values, dtype=np.int64), attributes_of(*COORDINATES[name]))
 
@@ -130,8 +182,12 @@ def _stream_group(
     sequences, heads = _check_stream_arrays(stream, arrays, len(layers), layer_pairs)
     dims = (SEQUENCE, LAYER, head, PAIR)
     variables = {
-        name: (dims, np.asarray(arrays[name], dtype=np.float32), attributes_of(*meaning))
-        for name, meaning in PAIR_VARIABLES.items()
+        each.name: (
+            dims,
+            np.asarray(arrays[each.name], dtype=np.float32),
+            attributes_of(each.label, each.unit, each.text),
+        )
+        for each in MEASURED
     }
     sizes = {SEQUENCE: range(sequences), LAYER: layers, head: range(heads), PAIR: range(layer_pairs[1])}
     data = xr.Dataset(variables, coords={name: _coordinate(name, values) for name, values in sizes.items()})
@@ -198,9 +254,10 @@ def _rotary_group(
 def _check_stream_arrays(
     stream: str, arrays: Mapping[str, np.ndarray], layers: int, layer_pairs: tuple[int, ...]
 ) -> tuple[int, int]:
-    for name in arrays.keys() ^ PAIR_VARIABLES.keys():
+    names = [variable.name for variable in MEASURED]
+    for name in sorted(arrays.keys() ^ set(names)):
         kind = "unknown" if name in arrays else "missing"
-        raise InputError(f"got {stream} arrays with {name!r} {kind}: {did_you_mean(name, PAIR_VARIABLES)}")
+        raise InputError(f"got {stream} arrays with {name!r} {kind}: {did_you_mean(name, names)}")
     shapes = {name: np.shape(array) for name, array in arrays.items()}
     first = shapes["spectrum_fe"]
     expected = (*first[:1], layers, *first[2:3], *layer_pairs[1:])

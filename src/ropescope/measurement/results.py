@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path, PurePath
 from typing import Any
@@ -15,6 +16,7 @@ from ropescope.base.axes import BIN, HEAD_AXIS, LAYER, PAIR, SEQUENCE, STREAMS
 from ropescope.base.errors import InputError, ResultError, did_you_mean
 from ropescope.base.files import check_target, written_whole
 from ropescope.base.netcdf import check_source, read_attributes, reading
+from ropescope.base.pair_variables import MEASURED, PairVariable, pair_variables
 
 SCHEMA = "ropescope-measurement"
 SCHEMA_VERSION = 2
@@ -23,14 +25,6 @@ KEPT = "kept"
 NORM = "norm"
 MEAN_SPECTRUM = "mean_spectrum"
 
-PAIR_VARIABLES = {
-    "spectrum_fe": ("SpectrumFE", "1", "entropy of the short-time spectrum of the pair's norm, 0 to 1"),
-    "sequence_fe": ("SequenceFE", "1", "entropy of the whole-sequence spectrum of the pair's norm, 0 to 1"),
-    "mean_norm": ("mean norm", "1", "mean over positions of the pair's L2 norm; NaN where the model has no such pair"),
-    "dc_share": ("DC share", "1", "share of SpectrumFE's power in the lobe around zero frequency, 0 to 1"),
-    "dominant_period": ("dominant period", "token", None),
-    "peak_share": ("peak share", "1", "share of SequenceFE's power in its strongest bin, 0 to 1"),
-}
 ROTARY_VARIABLES = {
     "frequency": ("angular frequency", "rad/token", None, (LAYER, PAIR)),
     "rotated": ("rotated", "1", "whether the layer rotates the pair", (LAYER, PAIR)),
@@ -80,7 +74,8 @@ def mean_over_sequences(data: xr.Dataset) -> xr.Dataset:
     A pair that is defined in no sequence stays NaN.
     """
     per_sequence = data[[name for name in data.data_vars if SEQUENCE in data[name].dims]]
-    return per_sequence.astype(np.float64).mean(SEQUENCE, skipna=True)
+    further = {variable.name: data[variable.name] for variable in further_variables(data)}
+    return per_sequence.astype(np.float64).mean(SEQUENCE, skipna=True).assign(further)
 
 
 def rotated_layers(result: xr.DataTree) -> xr.DataArray:
@@ -94,6 +89,60 @@ def kept_heads(data: xr.Dataset, stream: str) -> list[tuple[int, int]]:
         return []
     layers, heads = data["kept_layer"].values, data[f"kept_{HEAD_AXIS[stream]}"].values
     return list(zip(layers.tolist(), heads.tolist(), strict=True))
+
+
+def joined(result: xr.DataTree, *others: xr.DataTree) -> xr.DataTree:
+    """A result with the registered variables of other measurements of the same pairs beside its own.
+
+    Parameters
+    ----------
+    result
+        What :func:`ropescope.measure` gave.
+    others
+        Trees with groups `query` and `key`, whose registered variables have the dims (layer, head or kv_head, pair),
+        with (sequence) before them or without. Values are taken where layer, head and pair are the same.
+
+    Raises
+    ------
+    InputError
+        Another tree has other layers, heads or pairs, no registered variable, or one that the result has already.
+    """
+    groups = {name: node.to_dataset() for name, node in result.children.items()}
+    for other in others:
+        for stream in STREAMS:
+            groups[stream] = groups[stream].assign(_further(groups[stream], stream_data(other, stream), stream))
+    tree = xr.DataTree.from_dict({f"/{name}": data for name, data in groups.items()})
+    tree.attrs = result.attrs
+    return tree
+
+
+def further_variables(data: xr.Dataset) -> list[PairVariable]:
+    """The registered variables of a stream's group that :func:`ropescope.measure` does not write."""
+    return [variable for name, variable in pair_variables().items() if name in data and variable not in MEASURED]
+
+
+def _further(data: xr.Dataset, other: xr.Dataset, stream: str) -> dict[str, xr.DataArray]:
+    place = (LAYER, HEAD_AXIS[stream], PAIR)
+    found = {variable.name: variable for variable in further_variables(other)}
+    if not found or _taken_or_elsewhere(data, other, place, found):
+        raise InputError(
+            f"cannot join {stream} variables {', '.join(found) or '(none registered)'} to this result: they must be "
+            "registered, new to it, and of the same layers, heads and pairs"
+        )
+    return {
+        name: other[name]
+        .mean([dim for dim in other[name].dims if dim not in place])
+        .transpose(*place)
+        .assign_attrs(attributes_of(variable.label, variable.unit, variable.text))
+        for name, variable in found.items()
+    }
+
+
+def _taken_or_elsewhere(data: xr.Dataset, other: xr.Dataset, place: tuple[str, ...], names: Iterable[str]) -> bool:
+    """Whether a name is in the data already, or the places of the other are not the same."""
+    if any(name in data for name in names) or any(dim not in other.dims for dim in place):
+        return True
+    return not all(np.array_equal(data[dim].values, np.asarray(other[dim].values)) for dim in place)
 
 
 def wavelength(result: xr.DataTree) -> xr.DataArray:
@@ -196,7 +245,7 @@ def _check_version(version: Any, source: str) -> None:
 def _layout() -> dict[str, dict[str, tuple[str, ...]]]:
     layout: dict[str, dict[str, tuple[str, ...]]] = {
         stream: {
-            **dict.fromkeys(PAIR_VARIABLES, (SEQUENCE, LAYER, HEAD_AXIS[stream], PAIR)),
+            **dict.fromkeys([variable.name for variable in MEASURED], (SEQUENCE, LAYER, HEAD_AXIS[stream], PAIR)),
             MEAN_SPECTRUM: (LAYER, HEAD_AXIS[stream], BIN),
         }
         for stream in STREAMS

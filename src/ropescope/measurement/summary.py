@@ -12,7 +12,7 @@ import xarray as xr
 from ropescope.base.axes import HEAD_AXIS, LAYER, PAIR, SEQUENCE, STREAMS
 from ropescope.base.errors import InputError
 from ropescope.base.selections import BANDS, OUTLIERS, PERIODIC, SILENT
-from ropescope.measurement.results import mean_over_sequences, stream_data, wavelength
+from ropescope.measurement.results import further_variables, mean_over_sequences, stream_data, wavelength
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,14 @@ def summary_text(result: xr.DataTree, strongest: int = 5) -> str:
     if strongest < 0:
         raise InputError(f"got strongest={strongest}; the number of bands to list must be 0 or more")
     return "\n\n".join(
-        "\n".join([*_counts_lines(result, stream), *_bands_lines(result, stream, strongest)]) for stream in STREAMS
+        "\n".join(
+            [
+                *_counts_lines(result, stream),
+                *_bands_lines(result, stream, strongest),
+                *_further_lines(result, stream),
+            ]
+        )
+        for stream in STREAMS
     )
 
 
@@ -229,6 +236,18 @@ def _bands_lines(result: xr.DataTree, stream: str, strongest: int) -> list[str]:
         return ["  no bands"]
     header = ("layer", "head", "pairs", "wavelength (tokens)", "SpectrumFE", "norm / head mean")
     return ["  strongest bands", *_table(header, [_band_row(band) for band in listed])]
+
+
+def _further_lines(result: xr.DataTree, stream: str) -> list[str]:
+    """Median and range of the variables that other measurements have joined."""
+    data = stream_data(result, stream)
+    lines = []
+    for variable in further_variables(data):
+        known = data[variable.name].values[data[variable.name].notnull().values]
+        low, middle, high = np.quantile(known, (0.1, 0.5, 0.9)) if known.size else (np.nan,) * 3
+        unit = "" if variable.unit == "1" else f" {variable.unit}"
+        lines.append(f"  {variable.label}: median {middle:.3g}{unit}, 80 % of pairs from {low:.3g} to {high:.3g}{unit}")
+    return lines
 
 
 def _band_row(band: Band) -> tuple[str, ...]:

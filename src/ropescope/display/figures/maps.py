@@ -10,6 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ropescope.base.axes import HEAD_AXIS, LAYER, PAIR
+from ropescope.base.errors import InputError, did_you_mean
+from ropescope.base.pair_variables import pair_variables
 from ropescope.base.selections import SCALES, VARIABLE_LABELS
 from ropescope.display.figures.style import (
     REFERENCE,
@@ -28,11 +30,6 @@ from ropescope.measurement.results import mean_over_sequences, rotated_layers, s
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.image import AxesImage
-
-LOWEST = {
-    "spectrum_fe": "minimum over heads: strongest band",
-    "sequence_fe": "minimum over heads: most periodic",
-}
 
 
 def overview(result: xr.DataTree, stream: str = "query") -> Figure:
@@ -61,11 +58,55 @@ def overview(result: xr.DataTree, stream: str = "query") -> Figure:
     figure.suptitle(caption(result, stream, data, "mean of"), fontsize=SMALL + 1, color=REFERENCE)
     grid = figure.subplots(2, 2, sharex=True, sharey=True)
     for name, row in zip(VARIABLE_LABELS, grid, strict=True):
-        maps = {"mean over heads": mean[name].mean(head), LOWEST[name]: mean[name].min(head)}
+        maps = {
+            "mean over heads": mean[name].mean(head),
+            f"minimum over heads: {pair_variables()[name].low}": mean[name].min(head),
+        }
         for axes, (title, values) in zip(row, maps.items(), strict=True):
             image = _draw_map(axes, values, name)
             axes.set_title(f"{VARIABLE_LABELS[name]}, {title}", fontsize=SMALL + 2)
         _entropy_bar(figure, image, row, name, mean[name])
+    _mark_nope_layers(figure, grid, result)
+    _label_overview(grid, result)
+    return figure
+
+
+def variable_map(result: xr.DataTree, variable: str, stream: str = "query") -> Figure:
+    """Map any registered variable of pairs over layers and pairs: its mean over heads, and its highest head.
+
+    Parameters
+    ----------
+    result : xarray.DataTree
+        A measurement, with other ones joined to it where the variable is theirs.
+    variable : str
+        Name of a registered variable that the result holds.
+    stream : {"query", "key"}
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Grey is a place without a value.
+
+    Raises
+    ------
+    InputError
+        ``stream`` is neither, or the result does not hold the variable.
+    """
+    data = stream_data(result, stream)
+    known = [name for name in pair_variables() if name in data]
+    if variable not in known:
+        raise InputError(f"got variable {variable!r}: {did_you_mean(variable, known)}")
+    values, head, meaning = mean_over_sequences(data)[variable], HEAD_AXIS[stream], pair_variables()[variable]
+    figure = Figure(figsize=(10, 1.6 + min(max(0.12 * values.sizes[LAYER], 1.4), 4.5)), layout="constrained")
+    figure.suptitle(caption(result, stream, data, "mean of"), fontsize=SMALL + 1, color=REFERENCE)
+    grid = figure.subplots(1, 2, sharex=True, sharey=True, squeeze=False)
+    low, high = meaning.scale or (float(values.min()), float(values.max()))
+    maps = {"mean over heads": values.mean(head), "maximum over heads": values.max(head)}
+    for axes, (title, shown) in zip(grid[0], maps.items(), strict=True):
+        content = shown.transpose(LAYER, PAIR).values
+        image = axes.imshow(content, aspect="auto", origin="lower", cmap=map_colours(), vmin=low, vmax=high)
+        axes.set_title(f"{meaning.label}, {title}", fontsize=SMALL + 2)
+    colour_bar(figure, image, grid[0], f"{meaning.label} ({meaning.unit})" if meaning.unit != "1" else meaning.label)
     _mark_nope_layers(figure, grid, result)
     _label_overview(grid, result)
     return figure

@@ -10,6 +10,7 @@ import xarray as xr
 
 from ropescope.analysis.comparability import pair_by_pair
 from ropescope.analysis.comparison_in_words import same_places, spread_compared
+from ropescope.analysis.further import further_sections
 from ropescope.analysis.places_in_words import where_bands_live
 from ropescope.base.errors import InputError
 from ropescope.base.files import check_target, named, written_whole
@@ -65,7 +66,8 @@ def report(
     if not results:
         raise InputError("report got no measurement; name at least one file of 'ropescope measure'")
     sections = [tasks_section(data, name) for name, data in tasks.items()]
-    page = render(results, sweeps=sweeps, sections=[*sections, *_compared(results), *_lived(results)])
+    further = [section for name, result in results.items() for section in further_sections(result, name)]
+    page = render(results, sweeps=sweeps, sections=[*further, *sections, *_compared(results), *_lived(results)])
     with written_whole(target) as partial:
         partial.write_text(page, encoding="utf-8")
     return target

@@ -1,0 +1,104 @@
+"""The numbers that a pair can have: what each is called, its unit and its meaning, registered once for every room.
+
+What is registered here is known to :func:`ropescope.select`, the summary, the figures and the report.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ropescope.base.axes import HEAD, LAYER, PAIR
+from ropescope.base.errors import InputError
+
+# Further names that a selection knows; they are of the pair's place and rotation.
+PLACES = (LAYER, HEAD, PAIR, "frequency", "rotated")
+
+
+@dataclass(frozen=True)
+class PairVariable:
+    """One number of every rotary pair of every head.
+
+    Parameters
+    ----------
+    name
+        What expressions and files call it, a Python identifier.
+    label
+        What figures and tables call it.
+    unit
+        Its unit, "1" where it has none.
+    text
+        What it is, in a few words.
+    low
+        What a low value means; None where low and high mean nothing of themselves.
+    scale
+        Its usual range, which every figure and page draws, so that two models compare by eye.
+    """
+
+    name: str
+    label: str
+    unit: str = "1"
+    text: str | None = None
+    low: str | None = None
+    scale: tuple[float, float] | None = None
+
+
+MEASURED = (
+    PairVariable(
+        "spectrum_fe",
+        "SpectrumFE",
+        text="entropy of the short-time spectrum of the pair's norm, 0 to 1",
+        low="strongest band",
+        scale=(0.0, 0.6),
+    ),
+    PairVariable(
+        "sequence_fe",
+        "SequenceFE",
+        text="entropy of the whole-sequence spectrum of the pair's norm, 0 to 1",
+        low="most periodic",
+        scale=(0.4, 1.0),
+    ),
+    PairVariable(
+        "mean_norm",
+        "mean norm",
+        text="mean over positions of the pair's L2 norm; NaN where the model has no such pair",
+    ),
+    PairVariable("dc_share", "DC share", text="share of SpectrumFE's power in the lobe around zero frequency, 0 to 1"),
+    PairVariable("dominant_period", "dominant period", "token"),
+    PairVariable("peak_share", "peak share", text="share of SequenceFE's power in its strongest bin, 0 to 1"),
+)
+ENTROPIES = ("spectrum_fe", "sequence_fe")
+_registered = {variable.name: variable for variable in MEASURED}
+
+
+def register(variable: PairVariable) -> PairVariable:
+    """Make a variable of a measurement of your own known everywhere.
+
+    Parameters
+    ----------
+    variable
+        Its name must be free, or taken by this very variable.
+
+    Returns
+    -------
+    PairVariable
+        The same one.
+
+    Raises
+    ------
+    InputError
+        The name is no identifier, or stands for something else.
+
+    Examples
+    --------
+    >>> register(PairVariable("norm_skewness", "skewness of the norm")).label
+    'skewness of the norm'
+    """
+    name = variable.name
+    if not name.isidentifier() or name in PLACES or _registered.get(name, variable) != variable:
+        raise InputError(f"got the variable name {name!r}; choose an identifier that stands for nothing else yet")
+    return _registered.setdefault(name, variable)
+
+
+def pair_variables() -> dict[str, PairVariable]:
+    """Every registered variable by its name, those of :func:`ropescope.measure` first."""
+    return dict(_registered)
