@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch.utils.data import DataLoader
 
-from ropescope import windows as windows_module
 from ropescope.base.errors import CorpusError
 from ropescope.model import corpora
+from ropescope.model import windows as windows_module
 from ropescope.model.windows import TokenWindows, token_windows, windows_protocol
 
 DATA = Path(__file__).parents[2] / "shared" / "data"

@@ -22,7 +22,6 @@ import xarray as xr
 
 from architectures import LLAMA, QWEN3, state_of, tokens
 from launching import environment
-from ropescope import journal as journal_module
 from ropescope.base.errors import InputError, ResultError
 from ropescope.evaluation import sweep as sweep_module
 from ropescope.evaluation.perplexity import perplexity
@@ -34,6 +33,7 @@ from ropescope.interventions.derotation import derotated, rotation_kept
 from ropescope.interventions.selection import lowest_norm, matched_random, select
 from ropescope.interventions.weighting import weighted_rope
 from ropescope.measurement.measure import measure
+from ropescope.run import journal as journal_module
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

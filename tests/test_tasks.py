@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import io
 import json
 import os
@@ -20,9 +21,9 @@ import xarray as xr
 from architectures import state_of
 from harness_tasks import DATA, multiple_choice, write, write_tasks
 from launching import run_job
-from ropescope.base.errors import InputError, ResultError, TaskError
+from ropescope.base.errors import InputError, MissingExtraError, ResultError, TaskError
 from ropescope.cli import main
-from ropescope.evaluation import harness as harness_module
+from ropescope.evaluation.tasks import harness as harness_module
 from ropescope.evaluation.tasks.dataset import TASKS, labelled, to_json
 from ropescope.evaluation.tasks.evaluating import evaluate_tasks
 from ropescope.evaluation.tasks.harness import Evaluated, Harness, Score, TaskProtocol
@@ -326,8 +327,8 @@ class TestNothingIsLost:
 
 class TestBadInput:
     def test_without_the_harness(self, loaded: Any, masks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(harness_module.importlib.util, "find_spec", lambda name: None)
-        with pytest.raises(TaskError, match=re.escape("not installed: pip install 'ropescope[tasks]'")):
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+        with pytest.raises(MissingExtraError, match=re.escape("not installed here: pip install 'ropescope[tasks]'")):
             evaluate_tasks(*loaded, ["hellaswag"], masks["all"])
 
     def test_an_unknown_task_is_met_by_near_names(self, loaded: Any, folder: Path, masks: Any) -> None:

@@ -164,7 +164,7 @@ def share_tasks(workers: Workers, folder: Path) -> None:
     """Tasks and arms shared out, and asked of a model whose heads are spread; the folder holds models and tasks."""
     from lm_eval.tasks import TaskManager
 
-    from ropescope.evaluation import harness
+    from ropescope.evaluation.tasks import harness
     from ropescope.evaluation.tasks.harness import TaskProtocol
 
     # the harness's own index takes seconds

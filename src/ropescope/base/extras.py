@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
+import importlib.util
 
 from ropescope.base.errors import MissingExtraError
 
 # The packages that each extra of the distribution brings, by the names they are imported by.
 EXTRAS = {
     "figures": ("matplotlib", "scipy"),
-    "report": ("jinja2", "bokeh", "scipy"),
+    "report": ("jinja2", "bokeh", "matplotlib", "scipy"),
     "tasks": ("lm_eval", "scipy", "accelerate"),
     "gguf": ("gguf", "accelerate"),
     "hub": ("datasets",),
@@ -26,7 +26,7 @@ def require(extra: str, what: str) -> None:
     what
         What needs them, as the start of a sentence, such as "figures" or "reading GGUF files".
     """
-    missing = [name for name in EXTRAS[extra] if find_spec(name) is None]
+    missing = [name for name in EXTRAS[extra] if importlib.util.find_spec(name) is None]
     if missing:
         raise MissingExtraError(
             f"{what} needs {' and '.join(missing)}, not installed here: pip install 'ropescope[{extra}]'"

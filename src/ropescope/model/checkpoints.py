@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ropescope.base.errors import ModelError, first_line
+from ropescope.base.extras import require
 from ropescope.model.gguf.config import check_reflected, reflect
 from ropescope.model.gguf.file import MAGIC, SOURCE_FIX
 
@@ -83,10 +84,7 @@ def _check_gguf(source: str, path: Path) -> None:
         magic = file.read(len(MAGIC))
     if magic != MAGIC:
         raise ModelError(f"{source!r} is not a GGUF file (it starts with {magic!r}); a model is {SOURCES}")
-    missing = [name for name in ("gguf", "accelerate") if importlib.util.find_spec(name) is None]
-    if missing:
-        names = " and ".join(missing)
-        raise ModelError(f"reading {source!r} (GGUF) needs the package {names}: pip install 'ropescope[gguf]'")
+    require("gguf", f"reading {source!r} (GGUF)")
 
 
 def _check_folder(source: str, path: Path) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ropescope.base.errors import CorpusError, did_you_mean, first_line
+from ropescope.base.extras import require
 from ropescope.model.documents import bare_name, documents_of, file_digest, text_of
 
 BUILTIN = "builtin"
@@ -209,6 +210,7 @@ def _digest(files: Iterable[str]) -> str | None:
 
 def _splits(name: str, location: str, config: str | None, revision: str | None) -> tuple[Any, Any]:
     """The addresses and the rows of each split; nothing is fetched before the rows are read."""
+    require("hub", "reading data sets of the hub")
     import datasets
 
     try:

@@ -19,6 +19,7 @@ from pathlib import Path, PurePath
 from typing import IO, Any
 
 from ropescope.base.errors import CorpusError, did_you_mean, first_line
+from ropescope.base.extras import require
 
 TEXT = (".txt", ".text", ".md", ".rst", ".raw", ".tokens")
 JSON_LINES = (".jsonl", ".ndjson", ".jsonlines")
@@ -248,6 +249,7 @@ def _place(column: str, names: list[str], path: Path) -> int:
 
 
 def _parquet(path: Path, column: str) -> Iterator[str]:
+    require("hub", "reading Parquet files")
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -11,12 +11,15 @@ from importlib.resources import files
 from typing import TYPE_CHECKING
 
 from ropescope.base.errors import InputError
+from ropescope.base.extras import require
 from ropescope.base.selections import PAPER
 from ropescope.base.tables import Section
 
 if TYPE_CHECKING:
     import xarray as xr
     from jinja2 import Template
+
+require("report", "writing the page")
 
 STYLES = ("page", "explorer", "sections")
 SCRIPTS = ("decode", "measurement", "state", "charts", "overview", "head", "details", "sweeps", "main")

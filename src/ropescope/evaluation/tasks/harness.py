@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import importlib.util
 import inspect
 import io
 import json
@@ -20,11 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 from ropescope.base.arguments import check_at_least, check_batch_size
 from ropescope.base.errors import InputError, TaskError, did_you_mean, first_line
+from ropescope.base.extras import require
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-INSTALL = "pip install 'ropescope[tasks]'"
 SEEDS = ("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed")
 OURS = ("model", "model_args", "tasks", "task_manager", "log_samples", "batch_size", "device", "evaluation_tracker")
 
@@ -186,9 +185,8 @@ class Harness:
 
 
 def check_installed() -> None:
-    """Raise TaskError unless lm-evaluation-harness can be imported."""
-    if importlib.util.find_spec("lm_eval") is None:
-        raise TaskError(f"tasks need lm-evaluation-harness, which is not installed: {INSTALL}")
+    """Raise MissingExtraError unless lm-evaluation-harness can be imported."""
+    require("tasks", "running tasks (lm-evaluation-harness)")
 
 
 def check_protocol(protocol: TaskProtocol, tasks: Sequence[str] | None = None) -> None:
