@@ -47,7 +47,8 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(site), str(wheel)]
     subprocess.run(install, check=True, capture_output=True)
     found: dict[str, metadata.Distribution] = {}
-    for text in metadata.requires("ropescope") or ():
+    (ours,) = metadata.distributions(name="ropescope", path=[str(site)])
+    for text in ours.requires or ():
         requirement = Requirement(text)
         if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
             needed(requirement.name, found)
