@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from html import escape
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,11 @@ class Table:
         rule = ["---", *("---:" for _ in self.header[1:])]
         lines = [f"| {' | '.join(_cell(cell) for cell in cells)} |" for cells in (self.header, rule, *self.rows)]
         return "\n".join([*([f"**{self.title}**", ""] if self.title else []), *lines])
+
+    def _repr_html_(self) -> str:
+        rows = [f"<tr>{''.join(f'<th>{escape(cell)}</th>' for cell in self.header)}</tr>"]
+        rows += [f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in self.rows]
+        return f"<table><caption>{escape(self.title)}</caption>{''.join(rows)}</table>"
 
 
 @dataclass(frozen=True)
@@ -82,3 +88,8 @@ def csv_text(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 def _cell(text: str) -> str:
     return text.replace("|", "/").replace("\n", " ")
+
+
+def preformatted(content: object) -> str:
+    """The text of an object as HTML that keeps its lines."""
+    return f"<pre>{escape(str(content))}</pre>"

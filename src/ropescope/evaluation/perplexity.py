@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from ropescope.base.arguments import AUTO, BatchSize
 from ropescope.base.errors import InputError, ModelError, NonFiniteError
+from ropescope.base.tables import preformatted
 from ropescope.model.access import check_windows, input_device, undisturbed, vocabulary_size
 from ropescope.model.decoder import check_head, decoder_of
 from ropescope.model.windows import windows_protocol
@@ -57,6 +58,9 @@ class Perplexity:
     window_nats: np.ndarray
     window_tokens: np.ndarray
     protocol: dict[str, object]
+
+    def _repr_html_(self) -> str:
+        return preformatted(self)
 
     def __str__(self) -> str:
         return f"perplexity {self.value:.4g} over {self.tokens} tokens of {len(self.window_nats)} windows"

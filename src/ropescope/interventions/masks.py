@@ -17,12 +17,13 @@ from ropescope.base.axes import HEAD, HEAD_AXIS, KEY, KV_HEAD, LAYER, PAIR, QUER
 from ropescope.base.errors import InputError, ResultError, first_line
 from ropescope.base.facts import listed, other_model, other_weights
 from ropescope.base.files import check_target, written_whole
+from ropescope.base.tables import Table
 
 SCHEMA = "ropescope-mask"
 SCHEMA_VERSION = 1
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class PairMask:
     """A selection of rotary pairs, per query head and per key head.
 
@@ -112,6 +113,16 @@ class PairMask:
         kinds = dict.fromkeys(self.pairing)
         sizes = {**self.query.sizes, **self.key.sizes}
         return f"{', '.join(f'{size} {axis}s' for axis, size in sizes.items())} paired {', '.join(kinds)}"
+
+    def __repr__(self) -> str:
+        return f"<PairMask {self}; {self._shape()}>"
+
+    def _repr_html_(self) -> str:
+        counts = self.counts()
+        rows = [
+            [str(layer), *(str(int(counts[name].sel({LAYER: layer}))) for name in STREAMS)] for layer in self.layers
+        ]
+        return Table((LAYER, *(f"{name} pairs" for name in STREAMS)), rows, str(self))._repr_html_()
 
     def __str__(self) -> str:
         totals = [f"{int(a.sum())} of {int(self.present(s).sum())} {s} pairs" for s, a in self.streams().items()]

@@ -21,6 +21,7 @@ import torch
 from ropescope.base.axes import STREAMS
 from ropescope.base.errors import InputError, ModelError, ProbeError
 from ropescope.base.rotary import Pairing
+from ropescope.base.tables import preformatted
 from ropescope.model.access import input_device, rotary_frequencies, undisturbed, vocabulary_size
 from ropescope.model.attention import AttentionCall, intercepted
 from ropescope.model.decoder import check_model, decoder_of
@@ -113,6 +114,9 @@ class RotaryCard:
             else:
                 found.append([layer])
         return found
+
+    def _repr_html_(self) -> str:
+        return preformatted(self)
 
     def __str__(self) -> str:
         return "\n".join([*(_describe_group(group) for group in self.groups()), *_describe_silent(self.layers)])
