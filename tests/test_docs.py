@@ -190,7 +190,7 @@ def _words(line: str) -> str:
     return " ".join(re.sub(r"[+-]?\d[\d.,]*(?:e[+-]\d+|[kM%])?", "#", line).split())
 
 
-@pytest.mark.slow
+@pytest.mark.models
 def test_the_tutorial_prints_what_it_says(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     steps = _steps()
@@ -208,6 +208,8 @@ def test_the_notebook_runs(tmp_path, monkeypatch):
     from nbclient import NotebookClient
 
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    # The command, run in this process before, leaves a backend that shows nothing.
+    monkeypatch.delenv("MPLBACKEND", raising=False)
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
     printed = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
