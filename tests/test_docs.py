@@ -137,6 +137,24 @@ def test_names_within_sentences_are_public():
             assert name in rs.__all__, f"{page}: {code}"
 
 
+def test_files_of_the_repository_that_pages_name_exist():
+    named = {
+        (page, name)
+        for page in PAGES
+        for name in re.findall(r"\b(?:tests|benchmarks|docs)/[\w/]+\.py\b", page.read_text())
+    }
+    assert len({name for _, name in named}) >= 4
+    missing = sorted(f"{page.name}: {name}" for page, name in named if not (ROOT / name).is_file())
+    assert not missing
+
+
+def test_targets_of_make_that_pages_name_exist():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = {name for _, code in _inline() for name in re.findall(r"^make ([a-z-]+)", code)}
+    assert len(named) >= 5
+    assert named <= targets
+
+
 def test_the_reference_of_the_command_is_fresh():
     written = runpy.run_path(str(DOCS / "_build" / "command.py"))["reference"]()
     assert COMMAND.read_text(encoding="utf-8") == written, "run: python docs/_build/command.py"
