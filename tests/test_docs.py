@@ -137,6 +137,24 @@ def test_names_within_sentences_are_public():
             assert name in rs.__all__, f"{page}: {code}"
 
 
+def test_files_of_the_repository_that_pages_name_exist():
+    named = {
+        (page, name)
+        for page in PAGES
+        for name in re.findall(r"\b(?:tests|benchmarks|docs)/[\w/]+\.py\b", page.read_text())
+    }
+    assert len({name for _, name in named}) >= 4
+    missing = sorted(f"{page.name}: {name}" for page, name in named if not (ROOT / name).is_file())
+    assert not missing
+
+
+def test_targets_of_make_that_pages_name_exist():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = {name for _, code in _inline() for name in re.findall(r"^make ([a-z-]+)", code)}
+    assert len(named) >= 5
+    assert named <= targets
+
+
 def test_the_reference_of_the_command_is_fresh():
     written = runpy.run_path(str(DOCS / "_build" / "command.py"))["reference"]()
     assert COMMAND.read_text(encoding="utf-8") == written, "run: python docs/_build/command.py"
@@ -190,7 +208,7 @@ def _words(line: str) -> str:
     return " ".join(re.sub(r"[+-]?\d[\d.,]*(?:e[+-]\d+|[kM%])?", "#", line).split())
 
 
-@pytest.mark.slow
+@pytest.mark.models
 def test_the_tutorial_prints_what_it_says(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     steps = _steps()
@@ -208,6 +226,8 @@ def test_the_notebook_runs(tmp_path, monkeypatch):
     from nbclient import NotebookClient
 
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    # The command, run in this process before, leaves a backend that shows nothing.
+    monkeypatch.delenv("MPLBACKEND", raising=False)
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
     printed = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]

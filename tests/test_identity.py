@@ -44,7 +44,7 @@ from ropescope.measurement import measure as measurement
 from ropescope.measurement.measure import measure
 from ropescope.measurement.results import load, provenance, save
 from ropescope.model.attention import intercepted
-from ropescope.model.fingerprint import checksum, fingerprint
+from ropescope.model.fingerprint import _bit_sum, checksum, fingerprint
 from ropescope.model.identity import model_identity, model_provenance, tokenizer_identity
 from ropescope.model.loading import load_model
 from tiny import byte_level_tokenizer, tiny_llama
@@ -693,3 +693,12 @@ def test_a_moved_config_of_other_rotation_is_another_measurement(folder: Path, c
     turned = load(folder / "result.nc")["rotary"].frequency.values[0]
     np.testing.assert_allclose(turned, model.model.rotary_emb.inv_freq, rtol=1e-6)
     assert model_identity(model)["config"]["rope_parameters"]["rope_theta"] == 500_000.0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.bool], ids=str)
+def test_the_sum_of_parts_is_that_of_the_whole(dtype: torch.dtype) -> None:
+    whole = torch.randn(3000, generator=torch.Generator().manual_seed(0)).mul(1e3).to(dtype)
+    parts = [int(_bit_sum(part)) for part in whole.split(7)]
+    # Integers of eight bytes overflow, the parts and the whole alike.
+    assert (int(_bit_sum(whole)) - sum(parts)) % 2**64 == 0 and sum(parts) != 0
+    assert int(_bit_sum(whole[:0])) == 0

@@ -73,13 +73,13 @@ def test_a_layer_with_silent_pairs_is_read_as_without(architecture: Architecture
 
 
 def spread_out() -> list[Any]:
-    """Every kind on every architecture, each with one place and dtype, so that all pairs of choices come up."""
+    """Four kinds on every architecture, each with one place and dtype, so that every kind meets every other choice."""
     places = {"first": slice(0, 1), "last": slice(-1, None), "every layer": slice(None)}
     dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16}
     found = []
     for row, architecture in enumerate(ARCHITECTURES):
-        for column, (name, kind) in enumerate(KINDS.items()):
-            place, dtype = list(places)[(row + column) % 3], list(dtypes)[(row + column // 3) % 2]
+        for column, (name, kind) in list(enumerate(KINDS.items()))[row % 4 :: 4]:
+            place, dtype = list(places)[(row + column) % 3], list(dtypes)[(row // 4 + column) % 2]
             label = f"{architecture}-{name}-{place}-{dtype}"
             found.append(pytest.param(architecture, kind, places[place], dtypes[dtype], id=label))
     return found
@@ -261,11 +261,8 @@ def test_weights_far_apart_hide_nothing(architecture: Architecture, change: Any,
 @pytest.mark.slow
 @every_architecture
 @trained
-@every_dtype
-def test_weights_far_apart_hide_nothing_in_any_architecture(
-    architecture: Architecture, change: Any, dtype: torch.dtype
-) -> None:
-    check_as_untouched(architecture, change, dtype, KINDS["every other pair"])
+def test_weights_far_apart_hide_nothing_in_any_architecture(architecture: Architecture, change: Any) -> None:
+    check_as_untouched(architecture, change, torch.bfloat16, KINDS["every other pair"])
 
 
 # A norm after the rotation

@@ -65,9 +65,9 @@ def other_model(measured: Mapping[str, Any], model: Mapping[str, Any]) -> list[s
     """
     names = ["fingerprint", "config", "adapters"]
     if measured.get(_DTYPE) == model.get(_DTYPE):
-        names.append("checksum")
-    if not {"dynamic", "longrope"} & set(_rope_types(measured.get("config"))):
-        names.append(_FREQUENCIES)
+        # Another dtype rounds the frequencies, too.
+        follow_length = {"dynamic", "longrope"} & set(_rope_types(measured.get("config")))
+        names += ["checksum"] if follow_length else ["checksum", _FREQUENCIES]
     known = [name for name in names if name in measured and name in model]
     return differences({name: measured[name] for name in known}, {name: model[name] for name in known})
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
 _SAMPLES = 16
+_PART = 2**22
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -63,11 +64,12 @@ def _saved_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _bit_sum(weight: Tensor) -> Tensor:
-    """The sum of all values taken as integers of their own size, which overflows; int64."""
+    """The sum of all values taken as integers of their own size, int64: that of parts is that of the whole."""
     flat = weight.detach().reshape(-1)
     integers = {1: torch.int8, 2: torch.int16, 4: torch.int32}.get(flat.element_size(), torch.int64)
-    # Summed as they are they need no second copy in a wider type.
-    return flat.view(integers).sum(dtype=max(integers, torch.int16, key=lambda kind: kind.itemsize)).long()
+    # A wider type needs a copy, so it is made of a part at a time.
+    sums = [part.sum(dtype=torch.int64) for part in flat.view(integers).split(_PART)]
+    return torch.stack(sums).sum()
 
 
 def _on_cpu(sums: dict[str, Tensor]) -> dict[str, int]:
