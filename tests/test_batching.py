@@ -123,7 +123,7 @@ def test_automatic_batches_judge_the_same() -> None:
 
 
 def test_a_sweep_remembers_what_fitted(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ropescope.evaluation import sweep as sweep_module
+    from ropescope.evaluation.sweep import sweeping as sweep_module
 
     mask = select(measure(LLAMA.shared(), tokens(1, 96), **FRAMES), "pair < 2")
     sizes: list[Any] = []

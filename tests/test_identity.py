@@ -32,8 +32,8 @@ from ropescope import cli
 from ropescope.analysis.comparison_in_words import same_places
 from ropescope.base.errors import InputError, ResultError
 from ropescope.base.facts import differences, listed, other_model
-from ropescope.evaluation import sweep as sweep_module
 from ropescope.evaluation.perplexity import perplexity
+from ropescope.evaluation.sweep import sweeping as sweep_module
 from ropescope.evaluation.sweep.arms import NO_CONTROLS
 from ropescope.evaluation.sweep.sweeping import sweep
 from ropescope.interventions.derotation import derotated

@@ -23,8 +23,8 @@ import xarray as xr
 from architectures import LLAMA, QWEN3, state_of, tokens
 from launching import environment
 from ropescope.base.errors import InputError, ResultError
-from ropescope.evaluation import sweep as sweep_module
 from ropescope.evaluation.perplexity import perplexity
+from ropescope.evaluation.sweep import sweeping as sweep_module
 from ropescope.evaluation.sweep.arms import NO_CONTROLS, Controls
 from ropescope.evaluation.sweep.changes import change, sweep_table
 from ropescope.evaluation.sweep.dataset import ALPHA, ARM, SELECTION, STREAM, SWEEP, WINDOW, labelled
