@@ -292,7 +292,7 @@ def test_python_dash_m_is_the_command():
     assert finished.returncode == 0 and finished.stdout.strip()
 
 
-@pytest.mark.slow
+@pytest.mark.models
 def test_demo_measures_draws_and_says_what_to_look_at(builtin, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("ropescope.model.loading.load_model", lambda source: builtin)
     cli.main(["demo", "--output-dir", str(tmp_path)])

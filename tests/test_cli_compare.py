@@ -97,7 +97,7 @@ def test_what_cannot_be_compared_is_refused_with_what_differs(folder, tmp_path, 
     assert "name each head as LAYER:HEAD" in refusal(capsys, first, "--heads", "none")
     assert "does not exist" in refusal(capsys, str(tmp_path / "none.nc"))
     assert "--view" in refusal(capsys, first, "--view", "rows")
-    assert "got top=-1" in refusal(capsys, first, str(folder / "c4.nc"), "--top", "-1")
+    assert "top got -1" in refusal(capsys, first, str(folder / "c4.nc"), "--top", "-1")
 
 
 def test_help_teaches_with_an_example(capsys):

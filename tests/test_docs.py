@@ -163,7 +163,8 @@ def test_the_reference_of_the_command_is_fresh():
 def test_the_reference_of_python_has_every_public_name():
     page = (DOCS / "reference" / "python.md").read_text(encoding="utf-8")
     documented = re.findall(r"^::: ropescope\.(\w+)$", page, re.MULTILINE)
-    assert sorted(documented) == sorted(rs.__all__), "each public name stands once in docs/reference/python.md"
+    names = [name for name in rs.__all__ if not name.startswith("_")]
+    assert sorted(documented) == sorted(names), "each public name stands once in docs/reference/python.md"
 
 
 def test_the_reference_of_files_has_every_variable_of_a_result():

@@ -146,12 +146,13 @@ def test_a_file_holds_the_sweep(masks: dict[str, Any], tmp_path: Path) -> None:
     assert "created" not in provenance
 
 
+WEIGHTED, KEPT = '"ropescope.weighted_rope"', '"ropescope.rotation_kept"'
 KILLED = """
     import os, random, signal, sys
     from pathlib import Path
     import torch
     from architectures import LLAMA, tokens
-    from ropescope.evaluation import sweep
+    from ropescope.evaluation.sweep import sweeping
     from ropescope.evaluation.sweep.arms import Controls
     from ropescope.measurement.measure import measure
     from ropescope.interventions.selection import select
@@ -162,7 +163,7 @@ KILLED = """
     masks = {"high": select(result, "pair >= 5"), "low": select(result, "pair < 2")}
 
     def run(path):
-        sweep.sweep(model, windows, masks, alphas=(0, 0.5), controls=Controls(seeds=(0,)), path=path)
+        sweeping.sweep(model, windows, masks, alphas=(0, 0.5), controls=Controls(seeds=(0,)), path=path)
         return path.read_bytes()
 
     def killed(path, cells, when):
@@ -264,7 +265,10 @@ def test_an_interruption_before_the_first_cell_leaves_nothing(
     [
         ({"batch_size": 2}, "other batch_size 1 against 2"),
         ({"stride": 3}, "other stride null against 3"),
-        ({"intervention": rotation_kept}, "other intervention"),
+        (
+            {"intervention": rotation_kept},
+            'other intervention "ropescope.weighted_rope" against "ropescope.rotation_kept"',
+        ),
         ({"windows": tokens(3, 24, seed=5)}, "other windows.sha256"),
     ],
 )
@@ -524,11 +528,11 @@ def test_intervals_equal_a_loop_over_draws() -> None:
 
 
 def test_draws_in_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ropescope.evaluation import effects
+    from ropescope.base import statistics
 
     data = planted(drawn(0, 20, 0.1))
     whole = change(data, resamples=100)
-    monkeypatch.setattr(effects, "_BLOCK", 7 * 20)
+    monkeypatch.setattr(statistics, "_BLOCK", 7 * 20)
     xr.testing.assert_allclose(change(data, resamples=100), whole)
 
 

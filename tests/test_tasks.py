@@ -168,7 +168,7 @@ def test_at_alpha_one_the_harness_sees_the_plain_model(loaded: Any, folder: Path
     assert min(changes) > 1e-5
 
 
-@pytest.mark.slow
+@pytest.mark.models
 def test_bands_turned_off_ruin_a_real_model(builtin: Any, tmp_path: Path) -> None:
     if not DATA.exists():
         pytest.skip(f"HellaSwag and TruthfulQA are not at {DATA}")

@@ -100,7 +100,7 @@ def test_processes_that_share_windows_equal_one(processes: int, tmp_path: Path) 
     run_job(processes, "windows", tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.models
 def test_processes_that_share_the_real_small_model_equal_one(builtin: Any, tmp_path: Path) -> None:
     for part in builtin:
         part.save_pretrained(tmp_path)

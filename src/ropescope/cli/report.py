@@ -34,8 +34,13 @@ def report(
         Replace the HTML file if it exists.
     """
     import ropescope as rs
+    from ropescope.base.files import check_target, named
+    from ropescope.base.netcdf import check_source
 
     if not files:
         raise InputError("report got no measurement; name at least one file of 'ropescope measure'")
+    check_target(output, overwrite=overwrite)
+    for path in named(files).values():
+        check_source(path)
     target = rs.report(files, output, overwrite=overwrite)
     say(f"report: {output} ({target.stat().st_size / 1e6:.1f} MB)")

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 JOIN_TIMEOUT = "ROPESCOPE_JOIN_TIMEOUT"
 _DEFAULT_SECONDS = 600.0
 _FIRST_WORD, _NEXT_WORD = 5.0, 30.0
+_LOADING = 15.0
 _STEP = 0.1
 # What is there answers at once.
 _ANSWER = timedelta(seconds=5)
@@ -188,7 +189,8 @@ def _met(launch: Launch) -> Store:
             meeting.join(_STEP)
     finally:
         meeting.ended = True
-        meeting.join(1)
+        # torch aborts a process that ends while another thread is still loading it.
+        meeting.join(_LOADING)
     if meeting.error is not None:
         raise meeting.error
     store: Store = meeting.found
