@@ -34,7 +34,8 @@ from architectures import (
 from ropescope.base.errors import InputError, ModelError, ProbeError, RopescopeError
 from ropescope.base.rotary import Pairing
 from ropescope.model import probing
-from ropescope.model.probing import LayerRotation, RotaryCard, probe
+from ropescope.model.card import LayerRotation, RotaryCard
+from ropescope.model.probing import probe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -24,7 +24,7 @@ from fetch_models import FOLDER, GEMMA, QWEN
 from ropescope.base.axes import STREAMS
 from ropescope.base.errors import ModelError
 from ropescope.measurement.summary import counts
-from ropescope.model.probing import RotaryCard
+from ropescope.model.card import RotaryCard
 
 pytestmark = [pytest.mark.models, pytest.mark.usefixtures("no_gradients")]
 

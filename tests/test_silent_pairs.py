@@ -28,7 +28,8 @@ from ropescope.measurement.measure import measure
 from ropescope.measurement.results import wavelength
 from ropescope.measurement.summary import counts
 from ropescope.model import probing
-from ropescope.model.probing import RotaryCard, probe
+from ropescope.model.card import RotaryCard
+from ropescope.model.probing import probe
 from trained_like import (
     KINDS,
     STREAMS,

@@ -26,7 +26,8 @@ from ropescope.cli import main
 from ropescope.evaluation.tasks import harness as harness_module
 from ropescope.evaluation.tasks.dataset import TASKS, labelled, to_json
 from ropescope.evaluation.tasks.evaluating import evaluate_tasks
-from ropescope.evaluation.tasks.harness import Evaluated, Harness, Score, TaskProtocol
+from ropescope.evaluation.tasks.harness import Harness, TaskProtocol
+from ropescope.evaluation.tasks.scores import Evaluated, Score
 from ropescope.evaluation.tasks.table import compared, tasks_table
 from ropescope.interventions.selection import select
 from ropescope.interventions.weighting import weighted_rope

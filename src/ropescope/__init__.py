@@ -63,8 +63,8 @@ if TYPE_CHECKING:
     from ropescope.measurement.results import joined as joined
     from ropescope.measurement.results import save as save
     from ropescope.measurement.summary import summary_text as summary_text
+    from ropescope.model.card import RotaryCard as RotaryCard
     from ropescope.model.loading import load_model as load_model
-    from ropescope.model.probing import RotaryCard as RotaryCard
     from ropescope.model.probing import probe as probe
     from ropescope.model.windows import token_windows as token_windows
     from ropescope.run.workers import WorkerError as WorkerError
@@ -113,7 +113,7 @@ _HOME = {
     "Table": "base.tables",
     "Section": "base.tables",
     "Perplexity": "evaluation.perplexity",
-    "RotaryCard": "model.probing",
+    "RotaryCard": "model.card",
     "summary_text": "measurement.summary",
     "sweep_table": "evaluation.sweep.changes",
     "tasks_table": "evaluation.tasks.table",

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from ropescope.interventions.masks import PairMask
-    from ropescope.model.probing import LayerRotation, RotaryCard
+    from ropescope.model.card import LayerRotation, RotaryCard
 
 PROJECTIONS = {QUERY: "q_proj", KEY: "k_proj"}
 _TOKENS = 16

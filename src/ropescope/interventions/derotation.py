@@ -19,9 +19,9 @@ from ropescope.interventions.fitting import fitting_card
 from ropescope.interventions.masks import PairMask
 from ropescope.model.access import rotary_frequencies
 from ropescope.model.attention import AttentionCall, intercepted
+from ropescope.model.card import LayerRotation, RotaryCard
 from ropescope.model.decoder import decoder_of
 from ropescope.model.identity import announced
-from ropescope.model.probing import LayerRotation, RotaryCard
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

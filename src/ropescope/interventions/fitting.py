@@ -8,8 +8,9 @@ from ropescope.base.axes import KEY, QUERY
 from ropescope.base.errors import InputError
 from ropescope.base.facts import listed, other_model, other_weights
 from ropescope.interventions.masks import PairMask
+from ropescope.model.card import RotaryCard
 from ropescope.model.identity import model_identity
-from ropescope.model.probing import RotaryCard, probe
+from ropescope.model.probing import probe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

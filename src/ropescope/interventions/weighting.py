@@ -21,8 +21,8 @@ from ropescope.base.errors import InputError
 from ropescope.interventions.fitting import fitting_card
 from ropescope.interventions.masks import PairMask
 from ropescope.model.attention import AttentionCall, intercepted
+from ropescope.model.card import LayerRotation, RotaryCard
 from ropescope.model.identity import announced
-from ropescope.model.probing import LayerRotation, RotaryCard
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from ropescope.measurement.reduction import Reducer
-    from ropescope.model.probing import RotaryCard
+    from ropescope.model.card import RotaryCard
     from ropescope.run.workers import Workers
 
 # Spectra are at most 1 and are summed as integers of this unit: an exact sum of up to 32768 windows is the same in

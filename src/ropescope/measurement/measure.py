@@ -27,9 +27,10 @@ from ropescope.measurement.reduction import LARGEST_NORM, Frames, PassEnded, Red
 from ropescope.measurement.results import load, recorded_facts, save
 from ropescope.model.access import check_windows, input_device, undisturbed
 from ropescope.model.attention import AttentionCall, intercepted
+from ropescope.model.card import RotaryCard
 from ropescope.model.decoder import decoder_of
 from ropescope.model.identity import model_provenance
-from ropescope.model.probing import RotaryCard, probe
+from ropescope.model.probing import probe
 from ropescope.model.windows import windows_protocol
 from ropescope.run.batching import Batches, batches_of
 from ropescope.run.journal import Journal, drop_journal, journal_of, unseen

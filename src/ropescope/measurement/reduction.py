@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from ropescope.base.axes import Heads, Power
     from ropescope.model.attention import AttentionCall
-    from ropescope.model.probing import LayerRotation
+    from ropescope.model.card import LayerRotation
 
 VARIABLES = ("spectrum_fe", "sequence_fe", "mean_norm", "dc_share", "dominant_period", "peak_share")
 # The power of a longer sequence of larger norms may overflow float32.

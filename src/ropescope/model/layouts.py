@@ -7,7 +7,6 @@ one layout open; the frequency of a silent pair comes from the same two. Where n
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,9 +14,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ropescope.base.axes import KEY, QUERY
 from ropescope.base.errors import ProbeError
 from ropescope.base.rotary import Pairing, split_pairs
+from ropescope.model.trajectories import Trajectory, frequencies, moving, norm_drift
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,48 +28,6 @@ _LINEAR = 0.25
 # Relative; by how much two readings of one frequency may differ.
 _ALIKE = 2e-3
 _TINY = torch.finfo(torch.float64).tiny
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Trajectory:
-    """Queries and keys of one layer, each (row, head, place, head_dim) in float64, and the rounding they came with."""
-
-    layer: int
-    query: Tensor
-    key: Tensor
-    epsilon: float
-
-    @property
-    def head_dim(self) -> int:
-        return self.query.shape[-1]
-
-    def heads(self) -> Tensor:
-        """All heads of both streams, (sample, place, head_dim)."""
-        return torch.cat((self.query, self.key), dim=1).flatten(0, 1)
-
-    def samples(self) -> Tensor:
-        """All heads of both streams, (sample, place, head_dim), scaled to the norm at the first place.
-
-        A model may scale whole queries by their position (Llama-4's temperature); a rotation keeps their norm.
-        """
-        heads = self.heads()
-        norm = heads.norm(dim=-1, keepdim=True)
-        scaled: Tensor = heads * (norm[:, :1] / norm.clamp_min(_TINY))
-        return scaled
-
-    def has_silence(self) -> bool:
-        """Whether a dimension is exactly zero in every head of both streams."""
-        return bool((self.heads() == 0).flatten(0, 1).all(0).any())
-
-    def joined(self, other: Trajectory) -> Trajectory:
-        """The heads of both, as if the layer had them all."""
-        query, key = torch.cat((self.query, other.query), dim=1), torch.cat((self.key, other.key), dim=1)
-        return Trajectory(self.layer, query, key, max(self.epsilon, other.epsilon))
-
-    def silent(self, pairing: Pairing) -> dict[str, Tensor]:
-        """Which pairs of which heads are exactly zero, (head, pair), by stream."""
-        zero = {stream: (heads == 0).all(2).all(0) for stream, heads in ((QUERY, self.query), (KEY, self.key))}
-        return {stream: torch.stack(split_pairs(dims, pairing)).all(0) for stream, dims in zero.items()}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -101,7 +58,7 @@ class _Heard:
     def of(cls, trajectory: Trajectory, places: Tensor) -> _Heard:
         samples, tolerance = trajectory.samples(), 4 * trajectory.epsilon
         audible = (samples != 0).any(1).any(0)
-        return cls(trajectory, samples, places, audible, _moving(samples) > tolerance, tolerance)
+        return cls(trajectory, samples, places, audible, moving(samples) > tolerance, tolerance)
 
     @property
     def layer(self) -> int:
@@ -117,11 +74,11 @@ class _Heard:
         return self.tolerance / float(self.places[-1])
 
     def turns(self, pairing: Pairing) -> bool:
-        return _norm_drift(self.samples, pairing) <= 2 * self.tolerance
+        return norm_drift(self.samples, pairing) <= 2 * self.tolerance
 
     def read(self, pairing: Pairing) -> tuple[Tensor, float]:
         """Frequency of every pair, NaN where it is silent, and how far a phase is from its line."""
-        frequency, residual = _frequencies(self.samples, pairing, self.places)
+        frequency, residual = frequencies(self.samples, pairing, self.places)
         return frequency.where(self.pairs(pairing), torch.nan), residual
 
     def pairs(self, pairing: Pairing) -> Tensor:
@@ -260,7 +217,7 @@ def _blocks(heard: _Heard, size: int) -> Iterator[Pairing]:
 
 def _as_measured(heard: _Heard) -> list[Reading]:
     """Readings without a frequency vector of the model: one, or with silent dimensions as many as fit."""
-    drifts = {pairing: _norm_drift(heard.samples, pairing) for pairing in _candidates(heard)}
+    drifts = {pairing: norm_drift(heard.samples, pairing) for pairing in _candidates(heard)}
     best = min(drifts, key=drifts.__getitem__)
     if drifts[best] > 2 * heard.tolerance:
         raise ProbeError(_not_turning(heard, best, drifts[best]))
@@ -322,38 +279,6 @@ def _scaled_after_turning(heard: _Heard, pairing: Pairing) -> bool:
     against = -(first * second).sum(1).sum(0)
     most = (first.square().sum(1) * second.square().sum(1)).sqrt().sum(0)
     return bool(both.any()) and bool((against > (1 - heard.tolerance) * most).all())
-
-
-def _moving(samples: Tensor) -> Tensor:
-    """How far each dimension strays from its first value, relative to its largest root mean square, (head_dim,)."""
-    size = samples.square().mean(0).sqrt().amax(0)
-    stray = (samples - samples[:, :1]).square().mean(0).sqrt().amax(0)
-    return stray / size.clamp_min(_TINY)
-
-
-def _norm_drift(samples: Tensor, pairing: Pairing) -> float:
-    """The largest change of a pair's norm along the positions, relative to its root mean square."""
-    first, second = split_pairs(samples, pairing)
-    norm = torch.hypot(first, second)
-    drift = (norm - norm[:, :1]).square().mean(0).sqrt().amax(0)
-    return float((drift / norm.square().mean((0, 1)).sqrt().clamp_min(_TINY)).max())
-
-
-def _frequencies(samples: Tensor, pairing: Pairing, places: Tensor) -> tuple[Tensor, float]:
-    """Least-squares angular frequency of every pair, rad/token, (pair,), and how far a phase is from its line."""
-    turned = torch.complex(*split_pairs(samples, pairing))
-    phase = (turned * turned[:, :1].conj()).sum(0).angle()
-    frequency = torch.zeros_like(phase[0])
-    unwrapped = torch.zeros_like(phase)
-    for row, place in enumerate(places.tolist()):
-        if place:
-            turns = ((frequency * place - phase[row]) / math.tau).round()
-            unwrapped[row] = phase[row] + math.tau * turns
-            frequency = unwrapped[row] / place
-    frequency = (unwrapped * places[:, None]).sum(0) / places.double().square().sum()
-    present = turned[:, 0].abs().square().mean(0) > 0
-    off = (unwrapped - frequency * places[:, None])[:, present]
-    return frequency, float(off.abs().max()) if off.numel() else 0.0
 
 
 def _alike(frequency: Tensor, other: Tensor, tolerance: float) -> bool:

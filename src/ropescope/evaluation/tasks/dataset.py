@@ -11,7 +11,7 @@ import numpy as np
 import xarray as xr
 
 from ropescope.base.schema import Schema
-from ropescope.evaluation.tasks.harness import Evaluated, Score
+from ropescope.evaluation.tasks.scores import Evaluated, Score
 
 PLAIN = "plain"
 ARM, SCORE, ITEM = "arm", "score", "item"

@@ -27,7 +27,8 @@ from ropescope.evaluation.tasks.dataset import (
     labelled,
     to_json,
 )
-from ropescope.evaluation.tasks.harness import Evaluated, Harness, Score, TaskProtocol, json_default
+from ropescope.evaluation.tasks.harness import Harness, TaskProtocol, json_default
+from ropescope.evaluation.tasks.scores import Evaluated, Score
 from ropescope.interventions.fitting import fitting_card
 from ropescope.interventions.masks import PairMask
 from ropescope.interventions.protocol import Intervention, intervention_name
