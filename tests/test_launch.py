@@ -138,12 +138,12 @@ def left(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     return variables
 
 
-def said(capsys: pytest.CaptureFixture[str], measuring: list[str]) -> list[str]:
+def said(capsys: pytest.CaptureFixture[str], measuring: list[str], within: float = 15) -> list[str]:
     """What a command that is refused says, within seconds."""
     began = time.monotonic()
     with pytest.raises(SystemExit) as stopped:
         cli.main(measuring)
-    assert stopped.value.code == 2 and time.monotonic() - began < 15
+    assert stopped.value.code == 2 and time.monotonic() - began < within
     lines = capsys.readouterr().err.splitlines()
     assert all(line.startswith("ropescope: ") for line in lines), lines
     return [line.removeprefix("ropescope: ") for line in lines]
@@ -228,8 +228,9 @@ def test_an_address_of_another_machine_is_told(
 ) -> None:
     """Rank 0 serves where it is, but the address given leads elsewhere (here: nowhere)."""
     monkeypatch.setenv("MASTER_ADDR", "192.0.2.1")
-    monkeypatch.setenv("ROPESCOPE_JOIN_TIMEOUT", "12")
-    *_, last = said(capsys, measuring)
+    # torch itself needs some ten seconds to find that out, more on a busy machine.
+    monkeypatch.setenv("ROPESCOPE_JOIN_TIMEOUT", "60")
+    *_, last = said(capsys, measuring, within=60)
     assert (
         f"cannot meet the other processes at 192.0.2.1:{left['MASTER_PORT']}" in last and "this process serves" in last
     )

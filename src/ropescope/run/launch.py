@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 JOIN_TIMEOUT = "ROPESCOPE_JOIN_TIMEOUT"
 _DEFAULT_SECONDS = 600.0
 _FIRST_WORD, _NEXT_WORD = 5.0, 30.0
-_LOADING = 15.0
+_loading = threading.Event()
 _STEP = 0.1
 # What is there answers at once.
 _ANSWER = timedelta(seconds=5)
@@ -189,8 +189,10 @@ def _met(launch: Launch) -> Store:
             meeting.join(_STEP)
     finally:
         meeting.ended = True
+        meeting.join(1)
         # torch aborts a process that ends while another thread is still loading it.
-        meeting.join(_LOADING)
+        while _loading.is_set() and meeting.is_alive():
+            meeting.join(_STEP)
     if meeting.error is not None:
         raise meeting.error
     store: Store = meeting.found
@@ -259,8 +261,10 @@ def _opened_store(launch: Launch) -> Store:
     serves = launch.rank == 0 and not _kept_by_launcher()
     if serves:
         _check_free(launch)
+    _loading.set()
     from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
+    _loading.clear()
     options: dict[str, Any] = {"is_master": serves, "timeout": _ANSWER, "wait_for_workers": False}
     try:
         store = TCPStore(launch.address, launch.port, launch.size, **options)
