@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 _LINEAR = 0.25
 # Relative; by how much two readings of one frequency may differ.
 _ALIKE = 2e-3
-_TINY = torch.finfo(torch.float64).tiny
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -15,10 +15,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-# Radians; half precision and far positions stay well below it.
-_LINEAR = 0.25
-# Relative; by how much two readings of one frequency may differ.
-_ALIKE = 2e-3
 _TINY = torch.finfo(torch.float64).tiny
 
 
