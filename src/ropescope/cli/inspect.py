@@ -5,6 +5,7 @@ from __future__ import annotations
 from ropescope.cli.options import (
     ModelName,
     ModelOptions,
+    alone,
     app,
     check_model,
     join,
@@ -22,14 +23,27 @@ def inspect(model: ModelName, *, options: ModelOptions = ModelOptions()) -> None
     One line for every group of layers that rotate alike: query and key heads, head dimensions, pairing, number of
     pairs, shortest and longest wavelength in tokens, pairs of zero frequency, layers without rotation (NoPE). Then the
     pairs that are silent: exactly zero, whatever the input. The model needs no tokenizer.
+    What is printed of a GGUF file is kept beside its copy, so that the next time is quick.
 
     Example: `ropescope inspect builtin`
     """
-    import ropescope as rs
+    from ropescope.model.kept_cards import card_file, keep_card, kept_card
 
     check_model(options)
     if options.tensor_parallel:
         join()
+    file = card_file(model, vars(options)) if alone() else None
+    words = kept_card(file) if file else None
+    if words is None:
+        words = _words(model, options)
+        if file:
+            keep_card(file, words)
+    if file or leading():
+        say(f"{model}: {words}")
+
+
+def _words(model: str, options: ModelOptions) -> str:
+    import ropescope as rs
     from ropescope.model.loading import load_bare_model
 
     given = loading(options)
@@ -37,6 +51,4 @@ def inspect(model: ModelName, *, options: ModelOptions = ModelOptions()) -> None
         loaded = load_bare_model(model, **given)
     card = rs.probe(loaded)
     dtype = str(loaded.dtype).removeprefix("torch.")
-    if leading():
-        say(f"{model}: {type(loaded).__name__}, {len(card.layers)} attention layers, {dtype}")
-        say(card)
+    return f"{type(loaded).__name__}, {len(card.layers)} attention layers, {dtype}\n{card}"

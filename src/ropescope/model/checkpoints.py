@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from ropescope.base.errors import ModelError, first_line
 from ropescope.base.extras import require
 from ropescope.model.gguf.config import check_reflected, reflect
@@ -171,6 +169,8 @@ def load_weights(checkpoint: Checkpoint, **options: Any) -> PreTrainedModel:
 
 def _model_error(checkpoint: Checkpoint, error: Exception) -> ModelError:
     """The one line that tells the user what `error` of transformers comes down to."""
+    import torch
+
     source, line = repr(checkpoint.source), first_line(error)
     causes = {type(cause).__name__ for cause in (error.__cause__, error.__context__)}
     if line.startswith("Unrecognized configuration class"):

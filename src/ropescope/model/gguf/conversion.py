@@ -7,8 +7,6 @@ from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
-import torch
-
 from ropescope.base.errors import ModelError, first_line
 from ropescope.model.checkpoints import Checkpoint, load_config, load_tokenizer, load_weights
 from ropescope.model.copies import digest_of, found_copy, keep_copy
@@ -30,10 +28,15 @@ def copied(checkpoint: Checkpoint) -> Checkpoint:
     OSError
         If no copy can be kept.
     """
-    made_by = "-".join(f"{name}{version(name)}" for name in ("transformers", "gguf"))
-    name = f"{digest_of(_path(checkpoint))}-{made_by}-{_FORMAT}"
+    name = copy_name(checkpoint)
     folder = found_copy(name) or _converted(checkpoint, name)
     return Checkpoint(checkpoint.source, str(folder), original=checkpoint)
+
+
+def copy_name(checkpoint: Checkpoint) -> str:
+    """What the copy of a GGUF file is called: the content it is of, and what makes it."""
+    made_by = "-".join(f"{name}{version(name)}" for name in ("transformers", "gguf"))
+    return f"{digest_of(_path(checkpoint))}-{made_by}-{_FORMAT}"
 
 
 def uncopied(checkpoint: Checkpoint) -> Checkpoint:
@@ -54,6 +57,7 @@ def _converted(checkpoint: Checkpoint, name: str) -> Path:
 
 def _convert(checkpoint: Checkpoint, gguf: GgufFile, folder: Path) -> None:
     """Write model and tokenizer of a GGUF file to a folder. transformers goes through a vocabulary at each reading."""
+    import torch
     from safetensors import SafetensorError
 
     config = load_config(checkpoint)
