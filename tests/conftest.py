@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 import torch
 
+from checkout import DATA
 from tiny import byte_level_tokenizer, tiny_llama
 
-WIKITEXT = Path(__file__).parents[2] / "shared" / "data" / "wikitext" / "wiki.test.raw"
+WIKITEXT = DATA / "wikitext" / "wiki.test.raw"
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
 """What several processes do together in tests; each job compares with one process and ends silently, or raises.
 
-python -m torch.distributed.run --nproc-per-node 2 tests/worker_jobs.py windows FOLDER
+python -m torch.distributed.run --nproc-per-node 2 tests/support/worker_jobs.py windows FOLDER
 """
 
 from __future__ import annotations

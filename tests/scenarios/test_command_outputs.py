@@ -12,6 +12,7 @@ import pytest
 import xarray as xr
 
 import ropescope as rs
+from reported import small_sweep
 from ropescope import cli
 from ropescope.base.errors import InputError, ResultError, UnreadableError
 from ropescope.cli.drawing import drawing, report_sweep
@@ -19,7 +20,6 @@ from ropescope.cli.printing import say
 from ropescope.evaluation.sweep.dataset import SWEEP
 from ropescope.run.journal import journal_folder, journal_of
 from synthetic import synthetic_result
-from test_report import small_sweep
 
 SOURCES = str(Path(rs.__file__).parents[1])
 

@@ -14,6 +14,7 @@ import pytest
 import xarray as xr
 
 import ropescope as rs
+from reported import HOSTILE, renamed, small_sweep
 from ropescope import cli
 from ropescope.base.entropy import white_noise_entropy
 from ropescope.base.errors import InputError
@@ -30,13 +31,11 @@ from ropescope.display.report.encoding import (
     encode_log_power,
     encode_norms,
 )
-from ropescope.evaluation.sweep.dataset import SWEEP, labelled
+from ropescope.evaluation.sweep.dataset import SWEEP
 from ropescope.measurement.results import mean_over_sequences, provenance, stream_data
 from ropescope.measurement.summary import counts
 from synthetic import UNDEFINED as SILENT
 from synthetic import synthetic_result
-
-HOSTILE = "</script><script>alert(1)</script>\u2028<img src=x onerror=alert(2)>&amp;"
 
 
 class Page(HTMLParser):
@@ -72,29 +71,6 @@ def decoded(codes: np.ndarray) -> np.ndarray:
     step, cell = np.divmod(codes.astype(np.int64), CODES_PER_STEP)
     values = (step + np.where(cell, (cell - 0.5) / (CODES_PER_STEP - 1), 0)) / STEPS
     return np.where(codes >= UNDEFINED, np.nan, values)
-
-
-def renamed(result: xr.DataTree, name: str) -> xr.DataTree:
-    """The result with `name` wherever a person may have written one."""
-    facts = provenance(result)
-    facts["model"]["id"] = facts["windows"]["corpus"] = facts["windows"]["split"] = name
-    result.attrs["provenance"] = json.dumps(facts)
-    return result
-
-
-def small_sweep(name: str = "bands") -> xr.Dataset:
-    random = np.random.default_rng(0)
-    arms, alphas, windows = ["selection", "random-0", "lowest-norm"], [0.0, 0.5, 1.0], 4
-    nats = random.uniform(2, 3, (1, len(arms), len(alphas), windows)) * 100
-    nats[..., -1, :] = nats[:, :1, -1]
-    arrays = {
-        "nats": nats,
-        "perplexity": np.exp(nats.mean(-1) / 100),
-        "tokens": np.full(windows, 100),
-        "selected_pairs": np.array([[7, 3]]),
-    }
-    places = {"selection": [name], "arm": arms, "alpha": alphas, "window": range(windows), "stream": ["query", "key"]}
-    return labelled(arrays, places, {})
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 """Task definitions for lm-evaluation-harness that read local copies of HellaSwag, TruthfulQA and MMLU.
 
-``python tests/harness_tasks.py DATA FOLDER`` writes them: the harness's own definitions of hellaswag, truthfulqa_mc1,
-truthfulqa_mc2 and mmlu, but for where the documents come from.
+``python tests/support/harness_tasks.py DATA FOLDER`` writes them: the harness's own definitions of hellaswag,
+truthfulqa_mc1, truthfulqa_mc2 and mmlu, but for where the documents come from.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from typing import Any
 
 import yaml
 
-DATA = Path(__file__).parents[2] / "shared" / "data"
+from checkout import DATA
+
 NAMES = ("hellaswag", "truthfulqa_mc1", "truthfulqa_mc2", "mmlu")
 
 

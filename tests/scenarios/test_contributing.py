@@ -16,11 +16,11 @@ from scipy.stats import skew
 
 import ropescope as rs
 from architectures import GEMMA3, LLAMA, Architecture, tokens
+from checkout import ROOT
 from ropescope.base.pair_variables import PairVariable
 from ropescope.base.rotary import pair_norms
 from ropescope.model.attention import intercepted
 
-ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
 FRAMES = {"frame_length": 16, "hop_length": 8}

@@ -8,7 +8,6 @@ import io
 import json
 import random
 from itertools import pairwise
-from pathlib import Path
 from pydoc_data.topics import topics
 
 import pyarrow as pa
@@ -20,12 +19,12 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch.utils.data import DataLoader
 
+from checkout import DATA
 from ropescope.base.errors import CorpusError
 from ropescope.model import corpora
 from ropescope.model import windows as windows_module
 from ropescope.model.windows import TokenWindows, token_windows, windows_protocol
 
-DATA = Path(__file__).parents[2] / "shared" / "data"
 WIKITEXT = DATA / "wikitext" / "wiki.test.raw"
 C4 = DATA / "c4" / "c4_en_train_first1000.jsonl"
 DOCUMENTS = [f"Document {number}: the lobster has {number} claws , and more ." for number in range(400)]
