@@ -5,7 +5,6 @@ from __future__ import annotations
 from ropescope.cli.options import (
     ModelName,
     ModelOptions,
-    alone,
     app,
     check_model,
     join,
@@ -32,7 +31,7 @@ def inspect(model: ModelName, *, options: ModelOptions = ModelOptions()) -> None
     check_model(options)
     if options.tensor_parallel:
         join()
-    file = card_file(model, vars(options)) if alone() else None
+    file = None if options.tensor_parallel else card_file(model, vars(options))
     words = kept_card(file) if file else None
     if words is None:
         words = _words(model, options)

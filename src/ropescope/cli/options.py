@@ -207,13 +207,6 @@ def say_if_kept(path: Path, before: tuple[int, int] | None) -> None:
         say(f"{path} is already there and holds this very run; --overwrite makes it anew\n")
 
 
-def alone() -> bool:
-    """Whether this process was started by itself."""
-    from ropescope.run.launch import launch_of
-
-    return launch_of(os.environ) is None
-
-
 def leading() -> bool:
     """Whether this is the process that prints and writes."""
     from ropescope.run.workers import all_launched
