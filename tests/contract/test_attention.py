@@ -507,6 +507,11 @@ def held_by(monkeypatch: pytest.MonkeyPatch, processes: int, heads: int) -> list
     return recorder.calls
 
 
+def test_a_process_alone_holds_whatever_heads_a_layer_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    for call in held_by(monkeypatch, processes=1, heads=9):
+        assert (call.heads, call.kv_heads) == (slice(0, 4), slice(0, 2))
+
+
 def test_heads_that_processes_divide_are_those_of_the_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     for call in held_by(monkeypatch, processes=2, heads=8):
         assert (call.heads, call.kv_heads) == (slice(4, 8), slice(2, 4))

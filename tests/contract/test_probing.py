@@ -243,15 +243,16 @@ def turned_in_threes(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, **_: 
 
 
 @every_dtype
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
 @pytest.mark.parametrize("rotary", [learned_positions, stretched_positions, turned_in_threes])
 def test_positions_that_are_no_rotation_of_known_pairs_are_refused(
-    dtype: torch.dtype, rotary: Any, monkeypatch: pytest.MonkeyPatch
+    dtype: torch.dtype, rotary: Any, scale: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = LLAMA.build(dtype)
 
     def cast(query: Tensor, key: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         turned = rotary(query.float(), key.float(), *args, **kwargs)
-        return turned[0].to(query.dtype), turned[1].to(key.dtype)
+        return (scale * turned[0]).to(query.dtype), (scale * turned[1]).to(key.dtype)
 
     before = state_of(model)
     text = r"^layer 0: dimensions 0 to \d+ of 16 move with the position, but no pairing turns them \(best is "
@@ -330,13 +331,16 @@ def test_zeroed_heads_do_not_hide_the_rotation_of_the_others() -> None:
 @every_dtype
 @pytest.mark.parametrize("query", [1e-3, 1.0, 1e3])
 @pytest.mark.parametrize("key", [1e-3, 1.0, 1e3])
-def test_the_scale_of_queries_and_keys_hides_nothing(dtype: torch.dtype, query: float, key: float) -> None:
-    model = LLAMA.build(dtype)
+@pytest.mark.parametrize("architecture", [LLAMA, LLAMA4], ids=str)
+def test_the_scale_of_queries_and_keys_hides_nothing(
+    architecture: Architecture, dtype: torch.dtype, query: float, key: float
+) -> None:
+    model = architecture.build(dtype)
     with torch.no_grad():
         for layer in model.model.layers:
             layer.self_attn.q_proj.weight *= query
             layer.self_attn.k_proj.weight *= key
-    check_card(probe(model), LLAMA, rtol=1e-6)
+    check_card(probe(model), architecture, rtol=1e-6)
 
 
 class Flagged(torch.nn.Module):
