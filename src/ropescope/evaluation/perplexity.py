@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
 from ropescope.base.arguments import AUTO, BatchSize
-from ropescope.base.errors import InputError, ModelError, NonFiniteError
+from ropescope.base.errors import InputError, NonFiniteError
 from ropescope.base.tables import preformatted
 from ropescope.model.access import check_windows, input_device, undisturbed, vocabulary_size
-from ropescope.model.decoder import check_head, decoder_of
+from ropescope.model.decoder import check_head
+from ropescope.model.head import headless, logits_of, positions_at_once
 from ropescope.model.windows import windows_protocol
 from ropescope.run.batching import batches_of
 from ropescope.run.progress import progress as steps_of
@@ -28,9 +27,6 @@ if TYPE_CHECKING:
 
     from ropescope.base.axes import TokenIds
 
-# Logits held at once, at most: on a CPU 16 MiB, which the heap uses again and again. An accelerator wants larger
-# matrix products, but never more than a quarter of a window.
-_LOGITS = {"cpu": 2**22, "accelerator": 2**26}
 _ROWS = 16
 
 
@@ -174,30 +170,14 @@ def _summed(nats: np.ndarray, scored: int, protocol: dict[str, object]) -> Perpl
 def _token_nats(model: PreTrainedModel, batch: TokenIds, scored: int) -> np.ndarray:
     """Nats of the last `scored` tokens of every window, (window, token)."""
     ids = batch.to(input_device(model))
-    output = _decoder(model)(input_ids=ids, use_cache=False, return_dict=True)
+    output = headless(model)(input_ids=ids, use_cache=False, return_dict=True)
     hidden = output.last_hidden_state[:, -scored - 1 : -1].flatten(0, 1)
     targets = ids[:, -scored:].flatten()
-    size = _chunk_size(hidden, vocabulary_size(model), scored)
+    size = positions_at_once(hidden, vocabulary_size(model), scored)
     chunks = zip(hidden.split(size), targets.split(size), strict=True)
-    nats = [_cross_entropy(_logits(model, output, part, wanted), wanted) for part, wanted in chunks]
+    nats = [_cross_entropy(logits_of(model, output, part, wanted), wanted) for part, wanted in chunks]
     rows: np.ndarray = torch.cat(nats).unflatten(0, (len(batch), scored)).cpu().double().numpy()
     return rows
-
-
-def _chunk_size(hidden: Tensor, vocabulary: int, scored: int) -> int:
-    """Positions whose logits are held at once."""
-    limit = _LOGITS["cpu" if hidden.device.type == "cpu" else "accelerator"]
-    return max(1, min(limit // vocabulary, scored // 4))
-
-
-def _decoder(model: PreTrainedModel) -> Any:
-    """The module whose output the head takes; transformers gives Llama-4's with its head as the decoder."""
-    from transformers import PreTrainedModel
-
-    decoder = decoder_of(model)
-    if decoder.get_output_embeddings() is None:
-        return decoder
-    return next((child for child in decoder.children() if isinstance(child, PreTrainedModel)), decoder)
 
 
 def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
@@ -206,38 +186,6 @@ def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     # A few rows at a time stay in the cache, where a second block of all logits would not.
     rows = zip(logits.split(_ROWS), targets.split(_ROWS), strict=True)
     return torch.cat([cross_entropy(part.float(), wanted, reduction="none") for part, wanted in rows])
-
-
-def _logits(model: PreTrainedModel, output: Any, hidden: Tensor, ids: Tensor) -> Tensor:
-    """The model's own logits for hidden states that its decoder gave, (position, vocabulary)."""
-    with _decoder_giving(model, replace(output, last_hidden_state=hidden[None])) as calls:
-        logits: Tensor = model(input_ids=ids[None], use_cache=False, return_dict=True).logits
-    if len(calls) != 1 or logits.shape[:2] != (1, len(hidden)):
-        raise ModelError(f"{type(model).__name__} does not make its logits from its decoder's output alone")
-    return logits[0]
-
-
-@contextmanager
-def _decoder_giving(model: PreTrainedModel, output: Any) -> Iterator[list[None]]:
-    """Let the decoder return `output` without running: what remains of the model's forward is its head.
-
-    That keeps soft caps, scales and biases of heads where they are written, in the model.
-    """
-    decoder = _decoder(model)
-    own = vars(decoder).get("forward")
-    calls: list[None] = []
-
-    def give(*_args: Any, **_kwargs: Any) -> Any:
-        calls.append(None)
-        return output
-
-    decoder.forward = give
-    try:
-        yield calls
-    finally:
-        del decoder.forward
-        if own is not None:
-            decoder.forward = own
 
 
 def _check_finite(nats: np.ndarray, first: int) -> None:

@@ -5,7 +5,7 @@ It acts on q and k where attention receives them, as weighting does.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +17,9 @@ from ropescope.base.errors import InputError
 from ropescope.base.rotary import turn
 from ropescope.interventions.fitting import fitting_card
 from ropescope.interventions.masks import PairMask
-from ropescope.model.access import rotary_frequencies
+from ropescope.model.access import frequency_in_force
 from ropescope.model.attention import AttentionCall, intercepted
-from ropescope.model.card import LayerRotation, RotaryCard
+from ropescope.model.card import RotaryCard
 from ropescope.model.decoder import decoder_of
 from ropescope.model.identity import announced
 
@@ -62,7 +62,7 @@ def derotated(model: PreTrainedModel, mask: PairMask, *, strength: float = 1.0) 
     check_share("strength", strength)
     card = fitting_card(model, mask)
     chosen = _derotated_pairs(card, mask) if strength > 0 else {}
-    frequencies = {rotation.layer: _frequency_in_force(model, rotation) for rotation in card.layers}
+    frequencies = {rotation.layer: frequency_in_force(model, rotation) for rotation in card.layers}
     pairings = {rotation.layer: rotation.pairing for rotation in card.layers}
 
     def turn_back(call: AttentionCall) -> tuple[Tensor, Tensor] | None:
@@ -103,22 +103,6 @@ def _derotated_pairs(card: RotaryCard, mask: PairMask) -> dict[int, Tensor]:
         if chosen.any():
             found[rotation.layer] = chosen[:, None]
     return found
-
-
-def _frequency_in_force(model: PreTrainedModel, rotation: LayerRotation) -> Callable[[], Tensor]:
-    """What gives a layer's frequencies as they are while the model runs: the model's own buffer, where it has one."""
-    sign = -1 if (rotation.frequency < 0).any() else 1
-    buffers = [
-        (module, name, torch.equal(sign * buffer.cpu().double(), rotation.frequency))
-        for module, name, buffer in rotary_frequencies(decoder_of(model))
-        if "orig" not in name and len(buffer) == rotation.pairing.pairs
-    ]
-    # Rotations of several kinds keep fixed frequencies; one that follows the length need not be at the probe's.
-    own = [found for found in buffers if found[2]] or (buffers if len(buffers) == 1 else [])
-    if not rotation.matched or not own:
-        return lambda: rotation.frequency
-    module, name, _ = own[0]
-    return lambda: sign * module.get_buffer(name).double()
 
 
 def _refuse_static_cache(_module: nn.Module, _args: tuple[Any, ...], arguments: dict[str, Any]) -> None:

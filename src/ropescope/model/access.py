@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 from ropescope.base.arguments import check_batch_size
 from ropescope.base.errors import InputError
-from ropescope.model.decoder import check_model
+from ropescope.model.decoder import check_model, decoder_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from ropescope.base.arguments import BatchSize
     from ropescope.base.axes import TokenIds
+    from ropescope.model.card import LayerRotation
 
 
 def input_device(model: PreTrainedModel) -> torch.device:
@@ -95,3 +96,19 @@ def rotary_frequencies(model: nn.Module) -> Iterator[tuple[nn.Module, str, Tenso
         for name, buffer in module.named_buffers(recurse=False):
             if name.endswith("inv_freq") and buffer.ndim == 1:
                 yield module, name, buffer
+
+
+def frequency_in_force(model: PreTrainedModel, rotation: LayerRotation) -> Callable[[], Tensor]:
+    """What gives a layer's frequencies as they are while the model runs: the model's own buffer, where it has one."""
+    sign = -1 if (rotation.frequency < 0).any() else 1
+    buffers = [
+        (module, name, torch.equal(sign * buffer.cpu().double(), rotation.frequency))
+        for module, name, buffer in rotary_frequencies(decoder_of(model))
+        if "orig" not in name and len(buffer) == rotation.pairing.pairs
+    ]
+    # Rotations of several kinds keep fixed frequencies; one that follows the length need not be at the probe's.
+    own = [found for found in buffers if found[2]] or (buffers if len(buffers) == 1 else [])
+    if not rotation.matched or not own:
+        return lambda: rotation.frequency
+    module, name, _ = own[0]
+    return lambda: sign * module.get_buffer(name).double()

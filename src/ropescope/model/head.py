@@ -1,0 +1,67 @@
+"""The language-model head: logits of hidden states, a few positions at a time, never those of a whole window."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from ropescope.base.errors import ModelError
+from ropescope.model.decoder import decoder_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+# Logits held at once, at most: on a CPU 16 MiB, which the heap uses again and again. An accelerator wants larger
+# matrix products, but never more than a quarter of a window.
+_LOGITS = {"cpu": 2**22, "accelerator": 2**26}
+
+
+def headless(model: PreTrainedModel) -> Any:
+    """The module whose output the head takes; transformers gives Llama-4's with its head as the decoder."""
+    from transformers import PreTrainedModel
+
+    decoder = decoder_of(model)
+    if decoder.get_output_embeddings() is None:
+        return decoder
+    return next((child for child in decoder.children() if isinstance(child, PreTrainedModel)), decoder)
+
+
+def positions_at_once(hidden: Tensor, vocabulary: int, scored: int) -> int:
+    """Positions whose logits are held at once."""
+    limit = _LOGITS["cpu" if hidden.device.type == "cpu" else "accelerator"]
+    return max(1, min(limit // vocabulary, scored // 4))
+
+
+def logits_of(model: PreTrainedModel, output: Any, hidden: Tensor, ids: Tensor) -> Tensor:
+    """The model's own logits for hidden states that its decoder gave, (position, vocabulary)."""
+    with _decoder_giving(model, replace(output, last_hidden_state=hidden[None])) as calls:
+        logits: Tensor = model(input_ids=ids[None], use_cache=False, return_dict=True).logits
+    if len(calls) != 1 or logits.shape[:2] != (1, len(hidden)):
+        raise ModelError(f"{type(model).__name__} does not make its logits from its decoder's output alone")
+    return logits[0]
+
+
+@contextmanager
+def _decoder_giving(model: PreTrainedModel, output: Any) -> Iterator[list[None]]:
+    """Let the decoder return `output` without running: what remains of the model's forward is its head.
+
+    That keeps soft caps, scales and biases of heads where they are written, in the model.
+    """
+    decoder = headless(model)
+    own = vars(decoder).get("forward")
+    calls: list[None] = []
+
+    def give(*_args: Any, **_kwargs: Any) -> Any:
+        calls.append(None)
+        return output
+
+    decoder.forward = give
+    try:
+        yield calls
+    finally:
+        del decoder.forward
+        if own is not None:
+            decoder.forward = own
