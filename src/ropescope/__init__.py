@@ -67,7 +67,7 @@ if TYPE_CHECKING:
     from ropescope.model.loading import load_model as load_model
     from ropescope.model.probing import probe as probe
     from ropescope.model.windows import token_windows as token_windows
-    from ropescope.run.workers import WorkerError as WorkerError
+    from ropescope.run.collectives import WorkerError as WorkerError
 
 _HOME = {
     "load_model": "model.loading",
@@ -109,7 +109,7 @@ _HOME = {
     "ResultError": "base.errors",
     "UnreadableError": "base.errors",
     "MissingExtraError": "base.errors",
-    "WorkerError": "run.workers",
+    "WorkerError": "run.collectives",
     "Table": "base.tables",
     "Section": "base.tables",
     "Perplexity": "evaluation.perplexity",

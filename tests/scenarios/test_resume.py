@@ -186,7 +186,7 @@ KILLED = """
     import ropescope as rs
     from architectures import LLAMA, tokens
     from ropescope.evaluation.sweep.arms import Controls
-    from ropescope.run.workers import WorkerError
+    from ropescope.run.collectives import WorkerError
 
     torch.set_num_threads(1)
     model, windows = LLAMA.shared(), tokens(24, 96)

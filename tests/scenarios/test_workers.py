@@ -16,13 +16,14 @@ from architectures import LLAMA, tokens
 from launching import TIMEOUT, environment, run, run_job, torchrun
 from ropescope import cli
 from ropescope.base.errors import InputError, ResultError
-from ropescope.run.workers import Workers, local_device, workers_of
+from ropescope.run.processes import local_device
+from ropescope.run.workers import Lockstep, Workers, workers_of
 from tiny import tiny_llama
 
 FRAMES = ["--length", "128", "--frame-length", "64", "--hop-length", "32"]
 
 
-class Shared(Workers):
+class Numbered:
     """One of several processes that need not exist."""
 
     place: int
@@ -37,8 +38,16 @@ class Shared(Workers):
         return self.count
 
 
-def one_of(count: int, place: int, lockstep: bool = False) -> Workers:
-    shared = Shared(None, lockstep)
+class Shared(Numbered, Workers):
+    pass
+
+
+class SharedInStep(Numbered, Lockstep):
+    pass
+
+
+def one_of(count: int, place: int, kind: type[Workers] = Shared) -> Workers:
+    shared = kind(None)
     object.__setattr__(shared, "place", place)
     object.__setattr__(shared, "count", count)
     return shared
@@ -50,7 +59,7 @@ def test_shares_are_contiguous_even_and_complete(count: int, size: int) -> None:
     shares = [one_of(size, rank).share(count) for rank in range(size)]
     assert [index for share in shares for index in share] == list(range(count))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
-    assert one_of(size, 0, lockstep=True).share(count) == range(count)
+    assert one_of(size, 0, SharedInStep).share(count) == range(count)
 
 
 def test_what_is_finished_is_shared_out_apart(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,7 +144,7 @@ def test_bad_options_of_the_command(
 def test_layers_are_not_spread_by_several_processes_at_once(
     measuring: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("ropescope.run.workers.all_launched", lambda: one_of(2, 0))
+    monkeypatch.setattr("ropescope.run.processes.all_launched", lambda: one_of(2, 0))
     with pytest.raises(SystemExit):
         cli.main([*measuring, "--device-map", "auto", "--output", "r.nc"])
     assert "got --device-map auto in 2 processes, each of which would spread" in capsys.readouterr().err

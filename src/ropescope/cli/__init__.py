@@ -51,7 +51,7 @@ def _say(line: str) -> None:
 def _first_to_speak() -> bool:
     from ropescope.run import launch
 
-    joined = sys.modules.get("ropescope.run.workers")
+    joined = sys.modules.get("ropescope.run.processes")
     if joined is None or joined.all_launched().group is None:
         return launch.first_to_speak()
     return bool(joined.first_to_speak())

@@ -173,7 +173,7 @@ def opening(model: str) -> AbstractContextManager[Any]:
 
 def loading(options: ModelOptions) -> dict[str, Any]:
     """Arguments of `load_model`."""
-    from ropescope.run.workers import all_launched, local_device
+    from ropescope.run.processes import all_launched, local_device
 
     workers = all_launched()
     if options.device_map is not None and workers.size > 1:
@@ -188,7 +188,7 @@ def loading(options: ModelOptions) -> dict[str, Any]:
 
 def sharing(options: ModelOptions) -> ProcessGroup | None:
     """The processes that torchrun started, where each has the whole model."""
-    from ropescope.run.workers import all_launched
+    from ropescope.run.processes import all_launched
 
     return None if options.tensor_parallel else all_launched().group
 
@@ -209,7 +209,7 @@ def say_if_kept(path: Path, before: tuple[int, int] | None) -> None:
 
 def leading() -> bool:
     """Whether this is the process that prints and writes."""
-    from ropescope.run.workers import all_launched
+    from ropescope.run.processes import all_launched
 
     return all_launched().leading
 

@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING, Any
 from ropescope.base.axes import KEY, QUERY
 from ropescope.base.errors import ModelError, NonFiniteError
 from ropescope.model.decoder import decoder_of
-from ropescope.run.workers import Workers, holders
+from ropescope.run.holders import Holders, holders
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PretrainedConfig, PreTrainedModel
 
 _serial = itertools.count()
-_ALONE = Workers()
+_ALONE = Holders()
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class AttentionCall:
         positions so far.
     arguments
         Whatever else the model passes to its attention (position ids, sliding window, soft cap, ...).
-    workers
+    holders
         The processes that hold the layer's heads between them, in order of rank, an equal part each (tensor
         parallelism); by default this one holds them all.
     """
@@ -54,7 +54,7 @@ class AttentionCall:
     query: Tensor
     key: Tensor
     arguments: dict[str, Any]
-    workers: Workers = _ALONE
+    holders: Holders = _ALONE
 
     @property
     def heads(self) -> slice:
@@ -68,10 +68,10 @@ class AttentionCall:
 
     def all_heads(self, values: Tensor, dim: int) -> Tensor:
         """Values of all heads of the layer, from those of the heads that each process holds along `dim`."""
-        return self.workers.concatenated(values, dim)
+        return self.holders.concatenated(values, dim)
 
     def _held(self, heads: Tensor) -> slice:
-        start = self.workers.rank * heads.shape[1]
+        start = self.holders.rank * heads.shape[1]
         return slice(start, start + heads.shape[1])
 
     def check_finite(self) -> None:
@@ -118,13 +118,13 @@ def intercepted(model: PreTrainedModel, handler: Handler) -> Iterator[None]:
     _check_goes_through_seam(decoder)
     # Another model can hold the very same config object.
     ours = {id(module) for module in decoder.modules()}
-    workers, numbering = holders(model), _Numbering(decoder)
+    sharing, numbering = holders(model), _Numbering(decoder)
     previous = {id(config): (config, config._attn_implementation) for config in _attention_configs(decoder)}
     names: dict[str | None, str] = {}
     try:
         for config, implementation in previous.values():
             if implementation not in names:
-                names[implementation] = _register(implementation, ours, handler, workers, numbering)
+                names[implementation] = _register(implementation, ours, handler, sharing, numbering)
             config._attn_implementation_internal = names[implementation]
         with numbering.following(decoder):
             yield
@@ -204,7 +204,7 @@ def _share_indices(decoder: nn.Module) -> bool:
 
 
 def _register(
-    implementation: str | None, ours: set[int], handler: Handler, workers: Workers, numbering: _Numbering
+    implementation: str | None, ours: set[int], handler: Handler, sharing: Holders, numbering: _Numbering
 ) -> str:
     """Enter a name for our function and for the mask function of `implementation`."""
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
@@ -219,7 +219,7 @@ def _register(
     ) -> Any:
         if id(module) in ours:
             every = {"attention_mask": attention_mask, **arguments}
-            call = AttentionCall(numbering.layer(module), query, key, every, _sharing(module, query, workers))
+            call = AttentionCall(numbering.layer(module), query, key, every, _holding(module, query, sharing))
             query, key = handler(call) or (query, key)
         with _carrying(module.config, implementation):
             original = _implementation_of(module, implementation)
@@ -246,20 +246,20 @@ def _layer_index(module: nn.Module) -> int:
     return int(layer)
 
 
-def _sharing(module: nn.Module, query: Tensor, workers: Workers) -> Workers:
+def _holding(module: nn.Module, query: Tensor, sharing: Holders) -> Holders:
     """The processes that hold a layer's heads between them: all, or none where each has been given all heads."""
-    if workers.size == 1:
+    if sharing.size == 1:
         return _ALONE
     config: Any = module.config
     heads, held = config.num_attention_heads, query.shape[1]
     if held == heads:
         return _ALONE
-    if held * workers.size != heads:
+    if held * sharing.size != heads:
         raise ModelError(
-            f"layer {_layer_index(module)} has {heads} query heads, of which process {workers.rank} of {workers.size} "
+            f"layer {_layer_index(module)} has {heads} query heads, of which process {sharing.rank} of {sharing.size} "
             f"holds {held}; use a number of processes that divides the query and the key heads"
         )
-    return workers
+    return sharing
 
 
 @contextmanager

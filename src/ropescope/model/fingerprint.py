@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, distributed, nn
 
-from ropescope.run.workers import is_spread
+from ropescope.run.holders import is_spread
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

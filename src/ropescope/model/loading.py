@@ -29,7 +29,7 @@ from ropescope.model.checkpoints import (
     load_weights,
 )
 from ropescope.model.gguf.conversion import copied, uncopied
-from ropescope.run.workers import all_launched
+from ropescope.run.processes import all_launched
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

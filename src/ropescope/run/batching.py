@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+import numpy as np
 import torch
 
 from ropescope.base.arguments import AUTO, BatchSize
 from ropescope.base.errors import InputError, ModelError
-from ropescope.run.workers import Workers
+from ropescope.run.workers import Lockstep, Workers
 
 # A CPU gains nothing from more windows at once, and refuses no memory: the system ends the process instead.
 _FIRST_TRY = {"cpu": 1, "accelerator": 32}
@@ -39,6 +40,15 @@ class Batches:
         size = self.size if isinstance(self.size, int) else 1
         starts = range(0, windows, size)
         return {self.name(start): range(start, min(start + size, windows)) for start in starts}
+
+    def split(
+        self, batch: Sequence[int], by_window: Mapping[str, np.ndarray]
+    ) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+        """Arrays of a batch, windows along their first axis, as those of each unit in it, by the unit's name."""
+        size = len(batch) if self.size != AUTO else 1
+        for start in range(0, len(batch), size):
+            rows = {name: values[start : start + size] for name, values in by_window.items()}
+            yield self.name(batch[start]), rows
 
     @staticmethod
     def name(start: int) -> str:
@@ -86,7 +96,7 @@ def batches_of(batch_size: BatchSize, device: str, workers: Workers) -> Batches:
     InputError
         If the size is automatic and the model spread over processes.
     """
-    if batch_size == AUTO and workers.lockstep:
+    if batch_size == AUTO and isinstance(workers, Lockstep):
         raise InputError(
             "batch_size got 'auto' with a model spread over processes (tensor parallelism), which could run out of "
             "memory one by one; give a number"

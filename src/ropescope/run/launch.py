@@ -137,7 +137,7 @@ def launched() -> Iterator[Workers]:
     before = signal.signal(signal.SIGTERM, _told_to_stop_waiting)
     try:
         store = _met(launch)
-        from ropescope.run.workers import initialised
+        from ropescope.run.processes import initialised
 
         with initialised(store, launch.rank, launch.size, _PATIENCE) as workers:
             yield workers
