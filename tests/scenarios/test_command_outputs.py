@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import h5py
+import numpy as np
 import pytest
 import xarray as xr
 
@@ -170,13 +171,13 @@ def test_a_sweep_that_cannot_be_read_now_is_not_replaced(tmp_path, monkeypatch):
     SWEEP.save(data, tmp_path / "sweep.nc")
     monkeypatch.setattr(xr, "open_dataset", lambda *_, **__: (_ for _ in ()).throw(OSError(5, "Input/output error")))
     with pytest.raises(UnreadableError, match="Input/output error; see to that first; it is left as it is"):
-        finished(tmp_path / "sweep.nc", {}, _recorded, overwrite=True)
+        finished(tmp_path / "sweep.nc", {}, lambda path: _recorded(SWEEP.load(path)), overwrite=True)
 
 
 def test_a_journal_that_cannot_be_read_now_is_not_called_another_runs(tmp_path, monkeypatch):
     output, facts = tmp_path / "result.nc", {"a": 1}
     with pytest.raises(ZeroDivisionError), journal_of(output, facts) as journal:
-        journal.write_text("cell", "text")
+        journal.write("cell", {"values": np.zeros(3)})
         raise ZeroDivisionError
     read = Path.read_bytes
 
@@ -190,7 +191,7 @@ def test_a_journal_that_cannot_be_read_now_is_not_called_another_runs(tmp_path, 
     with pytest.raises(ResultError, match=expected), journal_of(output, facts):
         pass
     monkeypatch.undo()
-    assert (journal_folder(output) / "cell.json").is_file()
+    assert (journal_folder(output) / "cell.safetensors").is_file()
 
 
 def test_hdf5_itself_tells_a_lock_from_damage(tmp_path):

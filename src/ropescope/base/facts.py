@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import json
 import math
+import platform
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +77,11 @@ def other_model(measured: Mapping[str, Any], model: Mapping[str, Any]) -> list[s
 def other_weights(differing: list[str]) -> bool:
     """Whether weights are among what differs."""
     return any(line.startswith(("fingerprint", "checksum")) for line in differing)
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """The versions of Python and of packages, whose own changes may change numbers."""
+    return {"python": platform.python_version()} | {name: version(name) for name in packages}
 
 
 def finished(

@@ -97,7 +97,7 @@ def measure(
 def _check_in_the_way(target: Path, how: MeasureOptions, text: TextOptions, overwrite: bool) -> None:
     """Refuse a file that holds no measurement, or one that differs in what is known before a model is loaded."""
     from ropescope.base.facts import finished
-    from ropescope.measurement.results import recorded_facts
+    from ropescope.measurement.results import load, recorded_facts
 
     frames = {"frame_length": how.frame_length, "hop_length": how.hop_length, "window": how.window}
     wanted: dict[str, dict[str, object]] = {
@@ -106,7 +106,7 @@ def _check_in_the_way(target: Path, how: MeasureOptions, text: TextOptions, over
     }
 
     def read(path: Path) -> dict[str, object]:
-        found = recorded_facts(path)
+        found = recorded_facts(load(path))
         return {group: {name: found[group][name] for name in names} for group, names in wanted.items()}
 
     finished(target, wanted, read, overwrite)

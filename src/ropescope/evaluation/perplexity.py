@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,8 @@ from ropescope.model.decoder import check_head
 from ropescope.model.head import headless, logits_of, positions_at_once
 from ropescope.model.windows import windows_protocol
 from ropescope.run.batching import batches_of
-from ropescope.run.progress import progress as steps_of
+from ropescope.run.engine import Cell, Cells
+from ropescope.run.progress import Steps
 from ropescope.run.workers import workers_of
 
 if TYPE_CHECKING:
@@ -118,21 +120,25 @@ def perplexity(
     scored = check_scoring(model, windows, stride, batch_size)
     workers = workers_of(model, group)
     batches = batches_of(batch_size, model.device.type, workers)
-    units = list(batches.units(len(windows)).values())
-    mine = [units[index] for index in workers.share(len(units))]
-    nats: list[float] = []
-    sizes: set[int] = set()
-    total, shown = sum(map(len, mine)), progress and workers.leading
-    with undisturbed(model), steps_of("perplexity", total, "window", shown=shown) as steps:
-        for batch, of_tokens in batches.run(mine, lambda batch: _token_nats(model, windows[batch], scored)):
-            _check_finite(of_tokens, batch[0])
-            nats.extend(of_tokens.sum(-1))
-            sizes.add(len(batch))
-            steps.update(len(batch))
+    units = batches.units(len(windows))
+
+    def judged(batch: list[int]) -> dict[str, np.ndarray]:
+        of_tokens = _token_nats(model, windows[batch], scored)
+        _check_finite(of_tokens, batch[0])
+        return {"nats": of_tokens.sum(-1), "batch_size": np.full(len(batch), len(batch))}
+
+    def computed(names: Sequence[str], _: Steps) -> Iterator[tuple[str, Cell]]:
+        for batch, found in batches.run([units[name] for name in names], judged):
+            yield from batches.split(batch, found)
+
+    cells = Cells("perplexity", "window", workers, progress)
+    share = cells.shared({name: len(unit) for name, unit in units.items()})
+    with undisturbed(model):
+        found = cells.everywhere(dict(share.found(computed)))
     facts = protocol(model, windows, stride, batch_size)
     if batch_size == AUTO:
-        facts["batch_sizes"] = sorted({size for found in workers.gathered(sorted(sizes)) for size in found})
-    return _summed(workers.joined(np.array(nats, dtype=np.float64)), scored, facts)
+        facts["batch_sizes"] = sorted({int(size) for cell in found.values() for size in cell["batch_size"]})
+    return _summed(np.concatenate([found[name]["nats"] for name in units]), scored, facts)
 
 
 def check_scoring(model: PreTrainedModel, windows: TokenIds, stride: int | None, batch_size: BatchSize) -> int:

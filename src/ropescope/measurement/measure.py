@@ -7,11 +7,9 @@ is left of a window is kept at once where a file is asked for; processes that sh
 from __future__ import annotations
 
 import math
-import platform
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import nullcontext, suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,8 +18,7 @@ import numpy as np
 
 from ropescope.base.arguments import AUTO, BatchSize, check_analysis_window, check_frames
 from ropescope.base.errors import InputError, NonFiniteError
-from ropescope.base.facts import finished
-from ropescope.base.files import check_target
+from ropescope.base.facts import versions
 from ropescope.measurement.assembly import Collection
 from ropescope.measurement.reduction import LARGEST_NORM, Frames, PassEnded, Reducer
 from ropescope.measurement.results import load, recorded_facts, save
@@ -33,9 +30,9 @@ from ropescope.model.identity import model_provenance
 from ropescope.model.probing import probe
 from ropescope.model.windows import windows_protocol
 from ropescope.run.batching import Batches, batches_of
-from ropescope.run.journal import Journal, drop_journal, journal_of, unseen
-from ropescope.run.progress import progress as steps_of
-from ropescope.run.workers import Workers, workers_of
+from ropescope.run.engine import Cell, Cells, Output
+from ropescope.run.progress import Steps
+from ropescope.run.workers import workers_of
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -137,50 +134,47 @@ def measure(
         ends_early=not _offloaded(model),
     )
     facts = _facts(model, windows, reducer, batch_size)
-    configuration = {**facts, "device": model.device.type}
-    target = None if path is None else check_target(path)
-    if target is not None and workers.agreed(workers.leading and finished(target, facts, recorded_facts, overwrite)):
-        drop_journal(target, configuration, workers)
-        return load(target)
-    with nullcontext() if target is None else journal_of(target, configuration, workers) as journal:
-        collection = _Pass(model, windows, reducer, batches, workers, journal).collected(card, progress)
-        begun = workers.agreed(datetime.now(UTC).isoformat(timespec="seconds") if journal is None else journal.begun)
-        result = collection.result(_provenance(facts, collection, begun))
-        if target is not None and journal is not None and workers.leading:
-            save(result, target)
-            journal.remove()
-    return result
+    output = Output(
+        path=path,
+        overwrite=overwrite,
+        facts=facts,
+        cell_facts={**facts, "device": model.device.type},
+        load=load,
+        save=save,
+        recorded=recorded_facts,
+    )
+    run = _Pass(model, windows, reducer, batches)
+
+    def made(cells: Cells) -> xr.DataTree:
+        collection = run.collected(cells, card)
+        return collection.result(_provenance(facts, collection, cells.begun()))
+
+    return output.finished_or_made(Cells("measure", "window", workers, progress), made)
 
 
 @dataclass(frozen=True, slots=True)
 class _Pass:
-    """A model's pass over windows: who shares it, and where what is finished is kept."""
+    """A model's pass over windows: what is computed of each."""
 
     model: PreTrainedModel
     windows: TokenIds
     reducer: Reducer
     batches: Batches
-    workers: Workers
-    journal: Journal | None
 
-    def collected(self, card: RotaryCard, progress: bool) -> Collection:
+    def collected(self, cells: Cells, card: RotaryCard) -> Collection:
         """All windows, this process's share of them reduced here or taken from the journal."""
         units = self.batches.units(len(self.windows))
-        done, left = self.workers.divided(list(units), lambda name: self._kept(name) is not None)
-        known, ahead = (sum(len(units[name]) for name in names) for names in (done, left))
-        collection = Collection(card, self.reducer, self.windows.shape[1], known + ahead)
-        for name in done:
-            collection.add(units[name], self._known(name))
-        shown = progress and self.workers.leading
-        with steps_of("measure", known + ahead, "window", known=known, shown=shown) as steps:
-            for batch, reduced in self.batches.run([units[name] for name in left], self._reduced):
-                for unit, cell in _cells(batch, reduced, self.batches):
-                    collection.add(unit, cell)
-                    if self.journal is not None and self.workers.keeping:
-                        self.journal.write_arrays(self.batches.name(unit[0]), cell)
-                steps.update(len(batch))
-        collection.share(self.workers)
+        share = cells.shared({name: len(unit) for name, unit in units.items()})
+        collection = Collection(card, self.reducer, self.windows.shape[1], share.total())
+        for name, cell in share.found(self._computed):
+            collection.add(units[name], cell)
+        collection.share(cells.workers)
         return collection
+
+    def _computed(self, names: Sequence[str], _: Steps) -> Iterator[tuple[str, Cell]]:
+        units = self.batches.units(len(self.windows))
+        for batch, reduced in self.batches.run([units[name] for name in names], self._reduced):
+            yield from _cells(batch, reduced, self.batches)
 
     def _reduced(self, batch: list[int]) -> dict[str, np.ndarray]:
         """What the windows of a batch come to."""
@@ -191,28 +185,13 @@ class _Pass:
             _locate_non_finite(self.model, self.windows[batch])
         return {**self.reducer.batch(), "batch_size": np.full(len(batch), len(batch))}
 
-    def _kept(self, name: str) -> dict[str, np.ndarray] | None:
-        return None if self.journal is None else self.journal.read_arrays(name)
 
-    def _known(self, name: str) -> dict[str, np.ndarray]:
-        """A finished unit, which the leading process has seen in the journal."""
-        cell = self._kept(name)
-        if cell is None:
-            raise unseen(name)
-        return cell
-
-
-def _cells(
-    batch: list[int], reduced: Mapping[str, np.ndarray], batches: Batches
-) -> Iterator[tuple[list[int], dict[str, np.ndarray]]]:
+def _cells(batch: list[int], reduced: Cell, batches: Batches) -> Iterator[tuple[str, Cell]]:
     """What is kept together: a batch of a given size, or each window of an automatic one."""
-    if batches.size != AUTO:
-        yield batch, dict(reduced)
-        return
-    for row, window in enumerate(batch):
-        rows = {name: values[row : row + 1] for name, values in reduced.items() if not name.endswith("_norms")}
-        norms = {name: values for name, values in reduced.items() if name.endswith("_norms") and window == 0}
-        yield [window], rows | norms
+    norms = {name: values for name, values in reduced.items() if name.endswith("_norms")}
+    by_window = {name: values for name, values in reduced.items() if name not in norms}
+    for name, rows in batches.split(batch, by_window):
+        yield name, rows | (norms if name == batches.name(0) else {})
 
 
 def _run(model: PreTrainedModel, batch: TokenIds, handler: Any) -> None:
@@ -250,14 +229,13 @@ def _kept_heads(card: RotaryCard, wanted: Iterable[tuple[int | None, int | None]
 
 def _facts(model: PreTrainedModel, windows: TokenIds, reducer: Reducer, batch_size: BatchSize) -> dict[str, Any]:
     """All that decides the values of a window."""
-    packages = ("ropescope", "torch", "transformers", "numpy", "xarray")
     return {
         "ropescope": version("ropescope"),
         "model": model_provenance(model),
         "windows": windows_protocol(windows),
         "parameters": {"length": windows.shape[1], **asdict(reducer.frames), "batch_size": batch_size},
         "norm_heads": [[layer, list(heads)] for layer, heads in sorted(reducer.kept.items())],
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages[1:]},
+        "versions": versions("torch", "transformers", "numpy", "xarray"),
     }
 
 

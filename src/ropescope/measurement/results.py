@@ -205,9 +205,9 @@ def load(path: str | Path) -> xr.DataTree:
     return tree
 
 
-def recorded_facts(path: Path) -> dict[str, Any]:
-    """The facts that a measurement's file was made from."""
-    found = provenance(load(path))
+def recorded_facts(result: xr.DataTree) -> dict[str, Any]:
+    """The facts that a measurement was made from."""
+    found = provenance(result)
     found.get("parameters", {}).pop("batch_sizes", None)
     return found
 

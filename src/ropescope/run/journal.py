@@ -33,7 +33,7 @@ ALONE = Workers()
 
 @dataclass(frozen=True)
 class Journal:
-    """The finished cells of a run, each under a name: a float64 vector, a text, or named arrays.
+    """The finished cells of a run, each of them named arrays under a name.
 
     Parameters
     ----------
@@ -46,46 +46,8 @@ class Journal:
     folder: Path
     begun: str = ""
 
-    def read(self, name: str, size: int) -> np.ndarray | None:
-        """A finished vector; None if it is missing, damaged, or of another size."""
-        try:
-            cell = json.loads((self.folder / f"{name}.json").read_bytes())
-            values = np.array([float.fromhex(value) for value in cell["values"]])
-            intact = cell["sha256"] == _digest({"": values}) and len(values) == size
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-        return values if intact else None
-
-    def write(self, name: str, values: np.ndarray) -> None:
-        """Keep a finished vector.
-
-        Raises
-        ------
-        ResultError
-            If it cannot be written; the cells before it stay.
-        """
-        values = np.asarray(values, dtype=np.float64)
-        cell = {"values": [float(value).hex() for value in values], "sha256": _digest({"": values})}
-        with written_whole(self.folder / f"{name}.json") as partial:
-            partial.write_text(json.dumps(cell))
-
-    def read_text(self, name: str) -> str | None:
-        """A finished cell that holds text; None if it is missing or damaged."""
-        try:
-            cell = json.loads((self.folder / f"{name}.json").read_bytes())
-            text: str = cell["text"]
-            intact = cell["sha256"] == hashlib.sha256(text.encode()).hexdigest()
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return None
-        return text if intact else None
-
-    def write_text(self, name: str, text: str) -> None:
-        """Keep a finished cell that holds text, as :meth:`write`."""
-        with written_whole(self.folder / f"{name}.json") as partial:
-            partial.write_text(json.dumps({"text": text, "sha256": hashlib.sha256(text.encode()).hexdigest()}))
-
-    def read_arrays(self, name: str) -> dict[str, np.ndarray] | None:
-        """Finished arrays by name; None if they are missing or damaged."""
+    def read(self, name: str) -> dict[str, np.ndarray] | None:
+        """A finished cell; None if it is missing or damaged."""
         from safetensors import SafetensorError, safe_open
 
         try:
@@ -96,13 +58,13 @@ class Journal:
             return None
         return arrays if intact else None
 
-    def write_arrays(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
-        """Keep finished arrays, bit for bit.
+    def write(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
+        """Keep a finished cell, bit for bit.
 
         Raises
         ------
         ResultError
-            If they cannot be written; the cells before them stay.
+            If it cannot be written; the cells before it stay.
         """
         from safetensors.numpy import save
 
@@ -141,25 +103,19 @@ def journal_of(output: Path, configuration: Mapping[str, Any], workers: Workers 
     ResultError
         If another run holds it, it belongs to another configuration, or it cannot be written.
     """
-    if not workers.leading:
-        yield _joined_journal(output, workers.agreed(None))
-        # The run is over for all when the leading process has written its output.
-        workers.agreed(None)
-        return
     with ExitStack() as stack:
-        try:
-            journal = stack.enter_context(_held(output, configuration))
-        except ResultError as error:
-            workers.agreed({"error": str(error)})
-            raise
-        workers.agreed({"begun": journal.begun})
-        yield journal
-        workers.agreed(None)
+        begun = workers.told(lambda: stack.enter_context(_held(output, configuration)).begun)
+        if not journal_folder(output).is_dir():
+            raise ResultError(
+                f"{journal_folder(output)} is not there for every process of the run; write to a folder that all "
+                "machines share"
+            )
+        yield Journal(journal_folder(output), begun)
 
 
-def drop_journal(output: Path, configuration: Mapping[str, Any], workers: Workers = ALONE) -> None:
+def drop_journal(output: Path, configuration: Mapping[str, Any]) -> None:
     """Remove the journal of an output that is complete, if a run was killed before it could."""
-    if workers.leading and journal_folder(output).exists():
+    if journal_folder(output).exists():
         with _held(output, configuration) as journal:
             journal.remove()
 
@@ -172,18 +128,6 @@ def unseen(name: str) -> ResultError:
 def journal_folder(output: Path) -> Path:
     """Where the journal of an output lies while it is not complete."""
     return output.with_name(f"{output.name}.partial")
-
-
-def _joined_journal(output: Path, told: Mapping[str, str]) -> Journal:
-    """The journal that the leading process holds."""
-    if "error" in told:
-        raise ResultError(told["error"])
-    if not journal_folder(output).is_dir():
-        raise ResultError(
-            f"{journal_folder(output)} is not there for every process of the run; write to a folder that all machines "
-            "share"
-        )
-    return Journal(journal_folder(output), told["begun"])
 
 
 @contextmanager
@@ -227,7 +171,12 @@ def _begun(journal: Journal, output: Path, wanted: Mapping[str, Any]) -> str:
 
 @contextmanager
 def _locked(lock: Path, output: Path) -> Iterator[None]:
-    """Hold a lock file that names this process; one that a dead process left is taken over."""
+    """Hold a lock file that names this process; one that a dead process left is taken over.
+
+    Not filelock's, whose soft lock stays for ever on NFS when its holder is killed (taking over needs an exchange of
+    names there is none for), and whose hard lock names nobody, stays behind, and holds between machines only where the
+    mount passes flock on.
+    """
     me = _identity(os.getpid())
     if not _create(lock, me):
         _remove_stale(lock)

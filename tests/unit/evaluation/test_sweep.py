@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import xarray as xr
+from safetensors.numpy import save
 
 from architectures import LLAMA, QWEN3, state_of, tokens
 from launching import environment
@@ -236,17 +237,17 @@ def test_more_alphas_keep_what_is_finished(
     [
         lambda content: content[: len(content) // 2],
         lambda content: b"",
-        lambda content: content.replace(b"0x1.", b"0x1.8", 1),
-        lambda content: b'{"values": [], "sha256": "%s"}' % hashlib.sha256(b"").hexdigest().encode(),
+        lambda content: content[:-3] + bytes([content[-3] ^ 1]) + content[-2:],
+        lambda content: save({"nats": np.zeros(0)}, {"sha256": hashlib.sha256(b"").hexdigest()}),
         lambda content: b"[1, 2]",
     ],
-    ids=["truncated", "empty", "changed", "other size", "other JSON"],
+    ids=["truncated", "empty", "changed", "other size", "other format"],
 )
 def test_a_damaged_cell_is_computed_again(
     masks: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calls: list[int], damage: Any
 ) -> None:
     break_off(monkeypatch, masks, tmp_path / "sweep.nc")
-    cell = tmp_path / "sweep.nc.partial" / "baseline.json"
+    cell = tmp_path / "sweep.nc.partial" / "baseline.safetensors"
     cell.write_bytes(damage(cell.read_bytes()))
     data = run(masks, tmp_path / "sweep.nc")
     assert len(calls) == 9 - 1

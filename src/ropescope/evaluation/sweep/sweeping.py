@@ -7,10 +7,8 @@ masks) are computed once. Each finished cell is kept at once, so a killed run go
 from __future__ import annotations
 
 import json
-import platform
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +17,7 @@ import xarray as xr
 
 from ropescope.base.arguments import AUTO, BatchSize
 from ropescope.base.axes import STREAMS
-from ropescope.base.facts import finished
-from ropescope.base.files import check_target
+from ropescope.base.facts import versions
 from ropescope.evaluation.perplexity import check_scoring, perplexity, protocol
 from ropescope.evaluation.sweep.arms import ALPHAS, THREE_SEEDS, Controls, Plan, planned
 from ropescope.evaluation.sweep.dataset import (
@@ -39,9 +36,8 @@ from ropescope.measurement.results import provenance as result_provenance
 from ropescope.model.identity import model_provenance
 from ropescope.model.windows import windows_protocol
 from ropescope.run.batching import batches_of
-from ropescope.run.journal import Journal, drop_journal, journal_of, unseen
-from ropescope.run.progress import progress as steps_of
-from ropescope.run.workers import Workers, workers_of
+from ropescope.run.engine import Cell, Cells, Output, one_by_one
+from ropescope.run.workers import workers_of
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -122,14 +118,30 @@ def sweep(
     batches_of(batch_size, model.device.type, workers)
     facts = _configuration(model, windows, intervention, stride, batch_size)
     provenance = _provenance(facts, protocol(model, windows, stride, batch_size), plan, controls)
-    target = None if path is None else check_target(path)
-    if target is not None and workers.agreed(workers.leading and finished(target, provenance, _recorded, overwrite)):
-        drop_journal(target, facts, workers)
-        return SWEEP.load(target)
-    for mask in plan.masks():
-        with intervention(model, mask, 1.0):
-            pass
+    output = Output(
+        path=path,
+        overwrite=overwrite,
+        facts=provenance,
+        cell_facts=facts,
+        load=SWEEP.load,
+        save=SWEEP.save,
+        recorded=_recorded,
+    )
 
+    def made(cells: Cells) -> xr.Dataset:
+        for mask in plan.masks():
+            with intervention(model, mask, 1.0):
+                pass
+        nats = _nats(plan, _judge(model, windows, intervention, stride, batch_size), cells)
+        return _dataset(plan, nats, np.full(len(windows), scored), provenance)
+
+    return output.finished_or_made(Cells("sweep", "cell", workers, progress), made)
+
+
+def _judge(
+    model: PreTrainedModel, windows: TokenIds, intervention: Intervention, stride: int | None, batch_size: BatchSize
+) -> Callable[[PairMask, float], np.ndarray]:
+    """What gives the nats of a mask at a strength; automatic batches begin at the largest that did fit."""
     fitting = batch_size
 
     def judge(mask: PairMask, alpha: float) -> np.ndarray:
@@ -141,20 +153,13 @@ def sweep(
             fitting = max(sizes)
         return found.window_nats
 
-    with nullcontext() if target is None else journal_of(target, facts, workers) as journal:
-        cells = _run(plan, judge, journal, workers, len(windows), progress)
-        data = _dataset(plan, cells, np.full(len(windows), scored), provenance)
-        if target is not None and journal is not None and workers.leading:
-            SWEEP.save(data, target)
-            journal.remove()
-    return data
+    return judge
 
 
 def _configuration(
     model: PreTrainedModel, windows: TokenIds, intervention: Intervention, stride: int | None, batch_size: BatchSize
 ) -> dict[str, Any]:
     """All that decides the nats of a mask at a strength."""
-    packages = ("ropescope", "torch", "transformers", "numpy")
     return {
         "schema_version": SWEEP.version,
         "model": {**model_provenance(model), "device": model.device.type},
@@ -162,7 +167,7 @@ def _configuration(
         "intervention": intervention_name(intervention),
         "stride": stride,
         "batch_size": batch_size,
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
+        "versions": versions("ropescope", "torch", "transformers", "numpy"),
     }
 
 
@@ -181,54 +186,37 @@ def _provenance(
     }
 
 
-def _recorded(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(SWEEP.load(path).attrs["provenance"])
+def _recorded(data: xr.Dataset) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(data.attrs["provenance"])
     return found
 
 
-def _run(
-    plan: Plan,
-    judge: Callable[[PairMask, float], np.ndarray],
-    journal: Journal | None,
-    workers: Workers,
-    windows: int,
-    progress: bool,
-) -> dict[str, np.ndarray]:
-    """Nats of every cell by its name, those in the journal taken from there, the others shared out."""
+def _nats(plan: Plan, judge: Callable[[PairMask, float], np.ndarray], cells: Cells) -> dict[str, np.ndarray]:
+    """Nats of every cell by its name."""
     wanted: dict[str, tuple[str, str, float]] = {}
-    for place, cell in plan.cells().items():
-        wanted.setdefault(cell, place)
-    found = {cell: nats for cell in wanted if journal is not None and (nats := journal.read(cell, windows)) is not None}
-    done, left = workers.divided(list(wanted), found.__contains__)
-    if missing := [cell for cell in done if cell not in found]:
-        raise unseen(missing[0])
-    cells = {cell: found[cell] for cell in done}
-    known, shown = len(done), progress and workers.leading
-    with steps_of("sweep", known + len(left), "cell", known=known, shown=shown) as steps:
-        for cell in left:
-            selection, arm, alpha = wanted[cell]
-            steps.set_description(f"{selection} {arm} at {alpha:g}")
-            cells[cell] = judge(plan.arms[selection][arm], 1.0 if cell == "baseline" else alpha)
-            if journal is not None and workers.keeping:
-                journal.write(cell, cells[cell])
-            steps.update()
-    return _of_all(cells, workers, windows)
+    for place, name in plan.cells().items():
+        wanted.setdefault(name, place)
 
+    def computed(name: str) -> Cell:
+        selection, arm, alpha = wanted[name]
+        return {"nats": judge(plan.arms[selection][arm], 1.0 if name == "baseline" else alpha)}
 
-def _of_all(cells: Mapping[str, np.ndarray], workers: Workers, windows: int) -> dict[str, np.ndarray]:
-    """The cells of all processes, in every process."""
-    names = [name for part in workers.gathered(list(cells)) for name in part]
-    nats = workers.joined(np.array(list(cells.values()), dtype=np.float64).reshape(-1, windows))
-    return dict(zip(names, nats, strict=True))
+    def described(name: str) -> str:
+        selection, arm, alpha = wanted[name]
+        return f"{selection} {arm} at {alpha:g}"
+
+    share = cells.shared(dict.fromkeys(wanted, 1))
+    found = cells.everywhere(dict(share.found(one_by_one(computed, described))))
+    return {name: cell["nats"] for name, cell in found.items()}
 
 
 def _dataset(
-    plan: Plan, cells: Mapping[str, np.ndarray], tokens: np.ndarray, provenance: Mapping[str, Any]
+    plan: Plan, nats_of: Mapping[str, np.ndarray], tokens: np.ndarray, provenance: Mapping[str, Any]
 ) -> xr.Dataset:
     selections, arms = list(plan.arms), list(next(iter(plan.arms.values())))
     nats = np.full((len(selections), len(arms), len(plan.alphas), len(tokens)), np.nan)
-    for (selection, arm, alpha), cell in plan.cells().items():
-        nats[selections.index(selection), arms.index(arm), plan.alphas.index(alpha)] = cells[cell]
+    for (selection, arm, alpha), name in plan.cells().items():
+        nats[selections.index(selection), arms.index(arm), plan.alphas.index(alpha)] = nats_of[name]
     with np.errstate(over="ignore"):
         values = np.exp(nats.sum(-1) / tokens.sum())
     counts = [[int(mask.streams()[stream].sum()) for stream in STREAMS] for mask in plan.masks()]

@@ -1,4 +1,4 @@
-"""What evaluated tasks hold, as a dataset and, one by one, as text."""
+"""What evaluated tasks hold, as a dataset and, one by one, as text and as cells."""
 
 from __future__ import annotations
 
@@ -44,9 +44,14 @@ def to_json(evaluated: Evaluated) -> str:
     return json.dumps({"documents": evaluated.documents, "scores": [asdict(score) for score in evaluated.scores]})
 
 
-def from_json(text: str) -> Evaluated:
-    """What :func:`to_json` wrote."""
-    content = json.loads(text)
+def as_cell(evaluated: Evaluated) -> dict[str, np.ndarray]:
+    """One evaluated task as named arrays, its text being bytes."""
+    return {"json": np.frombuffer(to_json(evaluated).encode(), dtype=np.uint8)}
+
+
+def from_cell(cell: Mapping[str, np.ndarray]) -> Evaluated:
+    """What :func:`as_cell` gave."""
+    content = json.loads(cell["json"].tobytes())
     scores = [
         Score(
             **{
@@ -63,7 +68,7 @@ def from_json(text: str) -> Evaluated:
 
 def labelled(
     arms: Mapping[str, tuple[str, float]],
-    cells: Mapping[str, Sequence[Score]],
+    scores: Mapping[str, Sequence[Score]],
     provenance: Mapping[str, Any],
 ) -> xr.Dataset:
     """Label what every arm scored.
@@ -72,17 +77,17 @@ def labelled(
     ----------
     arms
         Selection and alpha of every arm, the plain one first.
-    cells
-        Scores of every arm, the same ones in the same order.
+    scores
+        Those of every arm, the same ones in the same order.
     provenance
         In values that JSON can hold.
     """
-    plain = cells[PLAIN]
-    outcomes = np.array([[pair[0] for score in cells[arm] for pair in score.outcomes] for arm in arms])
+    plain = scores[PLAIN]
+    outcomes = np.array([[pair[0] for score in scores[arm] for pair in score.outcomes] for arm in arms])
     directions = {True: 1, False: -1, None: 0}
     values = {
-        "value": [[score.value for score in cells[arm]] for arm in arms],
-        "stderr": [[score.stderr for score in cells[arm]] for arm in arms],
+        "value": [[score.value for score in scores[arm]] for arm in arms],
+        "stderr": [[score.stderr for score in scores[arm]] for arm in arms],
         "direction": [directions[score.higher_is_better] for score in plain],
         "documents": [score.documents[0] for score in plain],
         "original": [score.documents[1] for score in plain],

@@ -7,25 +7,23 @@ side by side, and every finished task is kept at once, so a killed run goes on a
 from __future__ import annotations
 
 import json
-import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
 from ropescope.base.errors import InputError, ResultError, TaskError
-from ropescope.base.facts import finished
+from ropescope.base.facts import versions
 from ropescope.base.files import check_target, written_whole
 from ropescope.evaluation.sweep.arms import cell_name, check_masks, checked_alphas
 from ropescope.evaluation.tasks.dataset import (
     PLAIN,
     TASKS,
-    from_json,
+    as_cell,
+    from_cell,
     labelled,
-    to_json,
 )
 from ropescope.evaluation.tasks.harness import Harness, TaskProtocol, json_default
 from ropescope.evaluation.tasks.scores import Evaluated, Score
@@ -36,9 +34,8 @@ from ropescope.interventions.weighting import weighted_rope
 from ropescope.model.access import undisturbed
 from ropescope.model.decoder import check_head
 from ropescope.model.identity import model_provenance, tokenizer_identity
-from ropescope.run.journal import Journal, drop_journal, journal_of, unseen
-from ropescope.run.progress import progress as steps_of
-from ropescope.run.workers import Workers, workers_of
+from ropescope.run.engine import Cell, Cells, Output, one_by_one
+from ropescope.run.workers import workers_of
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -133,10 +130,16 @@ def evaluate_tasks(
     provenance = {**facts, "include_path": _text(protocol.include_path), "tasks": list(tasks)}
     provenance["definitions"] = definitions
     provenance["selections"] = _selections(masks)
-    target = None if path is None else check_target(path)
-    if target is not None and workers.agreed(workers.leading and _whole(target, provenance, overwrite)):
-        drop_journal(target, facts, workers)
-        return TASKS.load(target)
+    output = Output(
+        path=path,
+        overwrite=overwrite,
+        facts=provenance,
+        cell_facts=facts,
+        load=TASKS.load,
+        save=TASKS.save,
+        recorded=_recorded,
+        complete=lambda data: not _failed(data),
+    )
 
     def judge(task: str, arm: str) -> Evaluated:
         selection, strength = arms[arm]
@@ -147,19 +150,15 @@ def evaluate_tasks(
             _write_samples(Path(samples), arm, evaluated)
         return evaluated
 
-    cells = _cells(definitions, arms, masks)
-    with nullcontext() if target is None else journal_of(target, facts, workers) as journal:
-        found, failed = _run(cells, judge, journal, workers, progress)
+    def made(cells: Cells) -> xr.Dataset:
+        found, failed = _evaluated(_names(definitions, arms, masks), judge, cells)
         failed |= _unlike(found)
         found = {place: evaluated for place, evaluated in found.items() if place[0] not in failed}
         if not found:
             raise TaskError("; ".join(failed.values()))
-        data = _dataset(arms, found, {**provenance, "failed": failed})
-        if target is not None and journal is not None and workers.leading:
-            TASKS.save(data, target)
-            if not failed:
-                journal.remove()
-    return data
+        return _dataset(arms, found, {**provenance, "failed": failed})
+
+    return output.finished_or_made(Cells("tasks", "task", workers, progress), made)
 
 
 def _text(path: str | Path | None) -> str | None:
@@ -179,14 +178,13 @@ def _configuration(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, protocol: TaskProtocol, intervention: Intervention
 ) -> dict[str, Any]:
     """All that decides the scores of a task under a mask at a strength."""
-    packages = ("ropescope", "torch", "transformers", "lm_eval", "datasets")
     return {
         "schema_version": TASKS.version,
         "model": {**model_provenance(model), "device": model.device.type},
         "tokenizer": tokenizer_identity(tokenizer),
         "protocol": protocol.facts(),
         "intervention": intervention_name(intervention),
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
+        "versions": versions("ropescope", "torch", "transformers", "lm_eval", "datasets"),
     }
 
 
@@ -201,67 +199,47 @@ def _selections(masks: Mapping[str, PairMask]) -> dict[str, Any]:
     }
 
 
-def _whole(target: Path, provenance: Mapping[str, Any], overwrite: bool) -> bool:
-    """Whether a file holds this very run, and all of it."""
-    failed: dict[str, str] = {}
-
-    def read(path: Path) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(TASKS.load(path).attrs["provenance"])
-        failed.update(found.pop("failed"))
-        return found
-
-    return finished(target, provenance, read, overwrite) and not failed
+def _recorded(data: xr.Dataset) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(data.attrs["provenance"])
+    found.pop("failed")
+    return found
 
 
-def _cells(
+def _failed(data: xr.Dataset) -> dict[str, str]:
+    """Why tasks are missing, by task."""
+    failed: dict[str, str] = json.loads(data.attrs["provenance"])["failed"]
+    return failed
+
+
+def _names(
     definitions: Mapping[str, str], arms: Mapping[str, tuple[str, float]], masks: Mapping[str, PairMask]
 ) -> dict[tuple[str, str], str]:
-    """The name of what every (task, arm) does, equal where it must be equal."""
+    """The name of the cell of every (task, arm), equal where it must be equal."""
     names = {arm: "baseline" if arm == PLAIN else cell_name(masks[s], alpha) for arm, (s, alpha) in arms.items()}
     return {(task, arm): f"{digest[:32]}-{name}" for task, digest in definitions.items() for arm, name in names.items()}
 
 
-def _run(
-    cells: Mapping[tuple[str, str], str],
-    judge: Callable[[str, str], Evaluated],
-    journal: Journal | None,
-    workers: Workers,
-    progress: bool,
+def _evaluated(
+    names: Mapping[tuple[str, str], str], judge: Callable[[str, str], Evaluated], cells: Cells
 ) -> tuple[dict[tuple[str, str], Evaluated], dict[str, str]]:
     """What every arm did in every task, and why the tasks that are missing failed."""
     places: dict[str, tuple[str, str]] = {}
-    for place, cell in cells.items():
-        places.setdefault(cell, place)
-    finished, left = workers.divided(list(places), lambda cell: _kept(journal, cell) is not None)
-    done = {cell: _known(journal, cell) for cell in finished}
+    for place, name in names.items():
+        places.setdefault(name, place)
     failed: dict[str, str] = {}
-    known, shown = len(finished), progress and workers.leading
-    with steps_of("tasks", known + len(left), "task", known=known, shown=shown) as steps:
-        for cell in left:
-            steps.set_description(", ".join(places[cell]))
-            try:
-                done[cell] = to_json(judge(*places[cell]))
-            except TaskError as error:
-                failed.setdefault(places[cell][0], str(error))
-            else:
-                if journal is not None and workers.keeping:
-                    journal.write_text(cell, done[cell])
-            steps.update()
-    for theirs in workers.gathered([done, failed]):
-        done, failed = done | theirs[0], failed | theirs[1]
-    return {place: from_json(done[cell]) for place, cell in cells.items() if place[0] not in failed}, failed
 
+    def computed(name: str) -> Cell | None:
+        try:
+            return as_cell(judge(*places[name]))
+        except TaskError as error:
+            failed.setdefault(places[name][0], str(error))
+            return None
 
-def _kept(journal: Journal | None, cell: str) -> str | None:
-    return None if journal is None else journal.read_text(cell)
-
-
-def _known(journal: Journal | None, cell: str) -> str:
-    """A finished cell, which the leading process has seen in the journal."""
-    text = _kept(journal, cell)
-    if text is None:
-        raise unseen(cell)
-    return text
+    share = cells.shared(dict.fromkeys(places, 1))
+    found = cells.everywhere(dict(share.found(one_by_one(computed, lambda name: ", ".join(places[name])))))
+    for theirs in cells.workers.gathered(failed):
+        failed |= theirs
+    return {place: from_cell(found[name]) for place, name in names.items() if place[0] not in failed}, failed
 
 
 def _unlike(found: Mapping[tuple[str, str], Evaluated]) -> dict[str, str]:
