@@ -62,7 +62,7 @@ def arrays_from_each(arrays: Mapping[str, np.ndarray], group: ProcessGroup) -> l
     """The named arrays of each process of a group, in order of rank, bit for bit."""
     from safetensors.numpy import load, save
 
-    content = save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+    content = save({name: np.asarray(array, order="C") for name, array in arrays.items()})
     return [load(each) for each in _all_bytes(np.frombuffer(bytearray(content), dtype=np.uint8), group)]
 
 

@@ -68,7 +68,7 @@ class Journal:
         """
         from safetensors.numpy import save
 
-        content = {key: np.ascontiguousarray(array) for key, array in arrays.items()}
+        content = {key: np.asarray(array, order="C") for key, array in arrays.items()}
         with written_whole(self.folder / f"{name}.safetensors") as partial:
             partial.write_bytes(save(content, {"sha256": _digest(content)}))
 

@@ -13,7 +13,7 @@ import pytest
 from ropescope.base.errors import ResultError, UnreadableError
 from ropescope.base.files import written_whole
 from ropescope.run.engine import Cell, Cells, Output, Share, one_by_one
-from ropescope.run.journal import journal_folder
+from ropescope.run.journal import journal_folder, journal_of
 from ropescope.run.progress import Steps
 from ropescope.run.workers import Workers
 
@@ -198,17 +198,27 @@ def test_what_was_kept_counts_as_known(tmp_path: Path, monkeypatch: pytest.Monke
     assert told.told == [("square", 3, "cell", 2, False), "C", 1]
 
 
-class Led(Workers):
-    """The second of two processes, the first of which answers."""
+def first(said: list[Any]) -> Workers:
+    """The first of several processes, whose word to the others goes to a list."""
 
-    answer: Any = None
+    class First(Workers):
+        def agreed(self, value: Any) -> Any:
+            said.append(value)
+            return value
 
-    @property
-    def rank(self) -> int:
-        return 1
+    return First()
 
-    def agreed(self, value: Any) -> Any:
-        return type(self).answer
+
+def second(answer: Any) -> Workers:
+    """The second of several processes, to which the first gives one answer to everything."""
+
+    class Second(Workers):
+        rank = 1
+
+        def agreed(self, value: Any) -> Any:
+            return answer
+
+    return Second()
 
 
 @pytest.mark.parametrize("kind", [ResultError, UnreadableError])
@@ -217,27 +227,27 @@ def test_what_ends_the_leading_process_ends_the_others_alike(kind: type[Exceptio
         raise kind("the file is in use")
 
     said: list[Any] = []
-
-    class Leading(Workers):
-        def agreed(self, value: Any) -> Any:
-            said.append(value)
-            return value
-
     with pytest.raises(kind, match="the file is in use"):
-        Leading().told(fail)
-    Led.answer = said[0]
+        first(said).told(fail)
     job = Job()
     with pytest.raises(kind, match="the file is in use"):
-        output(tmp_path / "out.json").finished_or_made(Cells("square", "cell", Led()), job.make)
+        output(tmp_path / "out.json").finished_or_made(Cells("square", "cell", second(said[-1])), job.make)
     assert not job.computed
+
+
+def test_a_file_that_cannot_be_written_ends_all_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, said = tmp_path / "out.json", []
+
+    def full(result: Numbers, target: Path) -> None:
+        raise ResultError(f"cannot write {target}: no space left")
+
+    monkeypatch.setattr(f"{__name__}.save", full)
+    with pytest.raises(ResultError, match="no space left"):
+        output(path).finished_or_made(Cells("square", "cell", first(said)), Job().make)
+    assert said[-1] == {"error": "ResultError", "text": f"cannot write {path}: no space left"}
 
 
 def test_a_process_that_does_not_see_the_journal_says_so(tmp_path: Path) -> None:
-    Led.answer = {"found": "2001-01-01T00:00:00+00:00"}
-    job = Job()
-    with pytest.raises(ResultError, match="is not there for every process of the run; write to a folder that all"):
-        from ropescope.run.journal import journal_of
-
-        with journal_of(tmp_path / "out.json", {}, Led()):
-            job.run(None)
-    assert not job.computed
+    held = journal_of(tmp_path / "out.json", {}, second({"found": "2001-01-01T00:00:00+00:00"}))
+    with pytest.raises(ResultError, match="is not there for every process of the run; write to a folder that"), held:
+        pass
