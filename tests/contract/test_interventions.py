@@ -449,19 +449,24 @@ def test_frequencies_that_the_model_does_not_keep_are_derotated_as_measured() ->
         torch.testing.assert_close(at_once(model), expected, rtol=1e-3, atol=1e-3)
 
 
-def test_a_buffer_that_fits_in_length_but_is_not_what_turns_is_not_used() -> None:
+def turning_on_its_own() -> PreTrainedModel:
     """The probe's frequencies are the measured ones; a vector left over in the module says something else."""
-    model, stock = LLAMA.build(), LLAMA.shared()
+    model = LLAMA.build()
     rotary = model.model.rotary_emb
     frequency = rotary.inv_freq.clone()
     del rotary.original_inv_freq
     rotary.inv_freq.mul_(0.7)
 
     def turning(hidden: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        angle = (position_ids[..., None] * frequency).repeat(1, 1, 2)
+        angle = (position_ids[..., None] * frequency.to(hidden.device)).repeat(1, 1, 2)
         return angle.cos(), angle.sin()
 
     rotary.forward = turning
+    return model
+
+
+def test_a_buffer_that_fits_in_length_but_is_not_what_turns_is_not_used() -> None:
+    model, stock = turning_on_its_own(), LLAMA.shared()
     with derotated(stock, some_pairs(LLAMA)):
         expected = at_once(stock)
     with derotated(model, some_pairs(LLAMA)):
@@ -873,11 +878,13 @@ def test_a_strength_outside_0_to_1_is_refused(strength: float) -> None:
         pytest.fail(f"strength {strength} was accepted")
 
 
+@pytest.mark.parametrize("build", [LLAMA.build, turning_on_its_own])
 @pytest.mark.parametrize("intervention", [lambda model, mask: weighted_rope(model, mask, 0.3), derotated])
 def test_an_open_intervention_follows_the_model_to_another_device(
+    build: Callable[[], PreTrainedModel],
     intervention: Callable[[PreTrainedModel, PairMask], AbstractContextManager[None]],
 ) -> None:
-    model = LLAMA.build()
+    model = build()
     with intervention(model, some_pairs(LLAMA)):
         logits = model.to("meta")(tokens(1).to("meta")).logits
     assert logits.device.type == "meta"

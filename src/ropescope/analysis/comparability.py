@@ -10,7 +10,7 @@ import xarray as xr
 from ropescope.base.axes import HEAD_AXIS, LAYER, PAIR, STREAMS
 from ropescope.base.entropy import white_noise_entropy
 from ropescope.base.errors import InputError, ResultError
-from ropescope.measurement.results import ROTARY, provenance, stream_data
+from ropescope.measurement.results import ROTARY, provenance, stream_data, window_length
 
 FRAME = ("frame_length", "hop_length", "window")
 
@@ -129,10 +129,10 @@ def length_of(result: xr.DataTree) -> int:
     ResultError
         The provenance does not say.
     """
-    length = provenance(result).get("parameters", {}).get("length")
+    length = window_length(result)
     if length is None:
         raise ResultError("got a result that does not say how many tokens its windows have; measure again")
-    return int(length)
+    return length
 
 
 def notes(results: Mapping[str, xr.DataTree]) -> list[str]:

@@ -68,7 +68,9 @@ BANDS = Selection("bands", "spectrum_fe", "<", 0.2, "band", "bands", "bands", "s
 OUTLIERS = Selection(
     "spectrum-outliers", "spectrum_fe", ">", 0.4, "outlier", "outliers", "spectrum outliers", "restless norms"
 )
-PERIODIC = Selection("periodic", "sequence_fe", "<", 0.6, "periodic", "periodic", "periodic pairs", "rhythmic norms")
+PERIODIC = Selection(
+    "periodic", "sequence_fe", "<", 0.6, "periodic", "periodic", "periodic pairs", "norms of few periods"
+)
 PAPER = {selection.name: selection for selection in (BANDS, OUTLIERS, PERIODIC)}
 # Ours: exactly zero whatever the text, which says nothing about the rotation.
 SILENT = Selection("silent", "mean_norm", "==", 0.0, "silent", "silent", "silent pairs", "norm always 0")

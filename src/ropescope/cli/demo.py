@@ -75,8 +75,9 @@ def _demo_sweep(model: Any, tokenizer: Any, result: xr.DataTree, folder: Path) -
 _WHAT_TO_LOOK_AT = """
 What to look at
   overview   Each row is a layer, each column a rotary pair, slow pairs to the right. Dark in SpectrumFE: a frequency
-             band, a pair whose norm is high and steady. Dark in SequenceFE: a pair that beats with a period.
-  panel      Three heads worth a look. Where SpectrumFE dips to the dotted floor, the heatmap below shows a bright
-             steady row: that pair is a band. Where SequenceFE falls below the white-noise line, the row has a rhythm.
+             band, a pair whose norm is steady. Dark in SequenceFE: a pair whose norm varies by few periods.
+  panel      Three heads worth a look. Where SpectrumFE dips to the dotted floor, the heatmap below shows a
+             steady row: that pair is a band. Where SequenceFE falls far below the white-noise line, the row beats, or
+             drifts with the text.
   next       ropescope measure YOUR-MODEL --count 8, then ropescope figures on the file it names
              (in a checkout the command is .venv/bin/ropescope)."""

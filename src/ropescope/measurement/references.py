@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ropescope.measurement.results import provenance
+from ropescope.measurement.results import provenance, window_length
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -27,5 +27,5 @@ def noise_entropy(result: xr.DataTree) -> float | None:
     """Expected SequenceFE of white noise as long as the result's windows; None if the length is unknown."""
     from ropescope.base.entropy import white_noise_entropy
 
-    length = provenance(result).get("parameters", {}).get("length")
-    return None if length is None else white_noise_entropy(int(length) // 2 - 1)
+    length = window_length(result)
+    return None if length is None else white_noise_entropy(length // 2 - 1)

@@ -17,6 +17,7 @@ from ropescope.base.errors import InputError, ResultError, did_you_mean
 from ropescope.base.files import check_target, written_whole
 from ropescope.base.netcdf import check_source, read_attributes, reading
 from ropescope.base.pair_variables import MEASURED, PairVariable, pair_variables
+from ropescope.measurement.periods import agreed_period
 
 SCHEMA = "ropescope-measurement"
 SCHEMA_VERSION = 2
@@ -71,11 +72,20 @@ def stream_data(result: xr.DataTree, stream: str) -> xr.Dataset:
 def mean_over_sequences(data: xr.Dataset) -> xr.Dataset:
     """Average every (sequence, layer, head, pair) variable over the sequences where it is defined, in float64.
 
-    A pair that is defined in no sequence stays NaN.
+    A pair that is defined in no sequence stays NaN. The dominant period is no mean but the one that sequences share
+    (:func:`agreed_period`).
     """
     per_sequence = data[[name for name in data.data_vars if SEQUENCE in data[name].dims]]
+    mean = per_sequence.astype(np.float64).mean(SEQUENCE, skipna=True)
+    shared = {"dominant_period": agreed_period(data["dominant_period"])} if "dominant_period" in per_sequence else {}
     further = {variable.name: data[variable.name] for variable in further_variables(data)}
-    return per_sequence.astype(np.float64).mean(SEQUENCE, skipna=True).assign(further)
+    return mean.assign(shared | further)
+
+
+def window_length(result: xr.DataTree) -> int | None:
+    """Tokens in a window of a result, where it was recorded."""
+    length = provenance(result).get("parameters", {}).get("length")
+    return None if length is None else int(length)
 
 
 def rotated_layers(result: xr.DataTree) -> xr.DataArray:

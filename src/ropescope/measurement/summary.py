@@ -12,7 +12,14 @@ import xarray as xr
 from ropescope.base.axes import HEAD_AXIS, LAYER, PAIR, SEQUENCE, STREAMS
 from ropescope.base.errors import InputError
 from ropescope.base.selections import BANDS, OUTLIERS, PERIODIC, SILENT
-from ropescope.measurement.results import further_variables, mean_over_sequences, stream_data, wavelength
+from ropescope.measurement.periods import DRIFT_RULE, RHYTHM_RULE, drift, rhythm
+from ropescope.measurement.results import (
+    further_variables,
+    mean_over_sequences,
+    stream_data,
+    wavelength,
+    window_length,
+)
 
 
 @dataclass(frozen=True)
@@ -25,6 +32,9 @@ class Counts:
         Pairs that the model has; padding is left out.
     bands, outliers, periodic : int
         Pairs with SpectrumFE < 0.2, SpectrumFE > 0.4 and SequenceFE < 0.6, mean over sequences.
+    rhythm, drift : int
+        Of the periodic ones those that beat, and those that rather follow the text (:func:`rhythm`, :func:`drift` of
+        ``measurement.periods``); both 0 where the result does not hold the length of its windows.
     undefined_spectrum, undefined_sequence : int
         Pairs without a SpectrumFE (silent) and without a SequenceFE (silent or flat) in every sequence.
     silent : int
@@ -35,6 +45,8 @@ class Counts:
     bands: int
     outliers: int
     periodic: int
+    rhythm: int
+    drift: int
     undefined_spectrum: int
     undefined_sequence: int
     silent: int
@@ -91,14 +103,18 @@ def counts(result: xr.DataTree, stream: str = "query") -> Counts:
     ----------
     Frequency Entropy paper, section 4.
     """
-    mean = mean_over_sequences(stream_data(result, stream))
+    data = stream_data(result, stream)
+    mean, period, length = mean_over_sequences(data), data["dominant_period"], window_length(result)
     present = mean["mean_norm"].notnull()
     spectrum, sequence = mean["spectrum_fe"], mean["sequence_fe"]
+    periodic = present & PERIODIC.holds(sequence)
     return Counts(
         pairs=int(present.sum()),
         bands=int((present & BANDS.holds(spectrum)).sum()),
         outliers=int((present & OUTLIERS.holds(spectrum)).sum()),
-        periodic=int((present & PERIODIC.holds(sequence)).sum()),
+        periodic=int(periodic.sum()),
+        rhythm=0 if length is None else int((periodic & rhythm(period, length)).sum()),
+        drift=0 if length is None else int((periodic & drift(period, length)).sum()),
         undefined_spectrum=int((present & spectrum.isnull()).sum()),
         undefined_sequence=int((present & sequence.isnull()).sum()),
         silent=int(SILENT.holds(mean["mean_norm"]).sum()),
@@ -217,6 +233,7 @@ def _counts_lines(result: xr.DataTree, stream: str) -> list[str]:
         (BANDS.label, BANDS.rule, total.bands),
         (OUTLIERS.label, OUTLIERS.rule, total.outliers),
         (PERIODIC.label, PERIODIC.rule, total.periodic),
+        *((("- rhythm", RHYTHM_RULE, total.rhythm), ("- drift", DRIFT_RULE, total.drift)) if total.periodic else ()),
         ("undefined", "SpectrumFE", total.undefined_spectrum),
         ("undefined", "SequenceFE", total.undefined_sequence),
         (SILENT.label, SILENT.words, total.silent),

@@ -45,6 +45,8 @@ class TestCounts:
             bands=len(BAND_PAIRS) + 3 * 8,
             outliers=1,
             periodic=2,
+            rhythm=2,
+            drift=0,
             undefined_spectrum=1,
             undefined_sequence=1,
             silent=1,
@@ -53,15 +55,15 @@ class TestCounts:
 
     def test_thresholds_are_strict_and_nan_is_never_selected(self) -> None:
         result = one_head([0.0, 0.25, 0.5, math.nan], [1, 1, 1, 0], [0.5, math.nan, 0.75, math.nan])
-        assert counts(result) == Counts(4, 1, 1, 1, 1, 2, 1)
+        assert counts(result) == Counts(4, 1, 1, 1, 0, 0, 1, 2, 1)
 
     def test_thresholds_apply_to_the_mean_over_sequences(self) -> None:
         result = one_head([[0.1, 0.1, math.nan], [0.2, 0.4, 0.1]], 1)
-        assert counts(result) == Counts(3, 2, 0, 0, 0, 0, 0)
+        assert counts(result) == Counts(3, 2, 0, 0, 0, 0, 0, 0, 0)
 
     def test_padding_is_not_undefined(self) -> None:
         result = one_head([0.3, math.nan, math.nan], [1, 0, math.nan])
-        assert counts(result) == Counts(2, 0, 0, 0, 1, 0, 1)
+        assert counts(result) == Counts(2, 0, 0, 0, 0, 0, 1, 0, 1)
 
     def test_unknown_stream(self) -> None:
         with pytest.raises(InputError, match=r"got stream 'kye': did you mean 'key'\?"):
@@ -112,23 +114,29 @@ class TestText:
         assert lines[1].split() == ["bands", "SpectrumFE", "<", "0.2", "27", "16.1%"]
         assert lines[2].split() == ["outliers", "SpectrumFE", ">", "0.4", "1", "0.6%"]
         assert lines[3].split() == ["periodic", "SequenceFE", "<", "0.6", "2", "1.2%"]
-        assert lines[4].split() == ["undefined", "SpectrumFE", "1", "0.6%"]
-        assert lines[5].split() == ["undefined", "SequenceFE", "1", "0.6%"]
-        assert lines[6].split() == ["silent", "norm", "always", "0", "1", "0.6%"]
-        assert len({len(line) for line in lines[1:7]}) == 1
+        assert lines[4].split() == ["-", "rhythm", "8", "cycles", "or", "more", "2", "1.2%"]
+        assert lines[5].split() == ["-", "drift", "fewer", "than", "8", "0", "0.0%"]
+        assert lines[6].split() == ["undefined", "SpectrumFE", "1", "0.6%"]
+        assert lines[7].split() == ["undefined", "SequenceFE", "1", "0.6%"]
+        assert lines[8].split() == ["silent", "norm", "always", "0", "1", "0.6%"]
+        assert len({len(line) for line in lines[1:9]}) == 1
+
+    def test_kinds_of_periodic_pairs_are_told_only_where_there_are_any(self) -> None:
+        lines = summary_text(one_head([0.3], 1, [0.9])).splitlines()
+        assert [line.split()[0] for line in lines[3:5]] == ["periodic", "undefined"]
 
     def test_strongest_bands(self) -> None:
         lines = summary_text(synthetic_result(), strongest=2).splitlines()
-        assert lines[7].strip() == "strongest bands"
-        assert lines[8].split("  ")[-1] == "norm / head mean"
-        cells = lines[9].split()
+        assert lines[9].strip() == "strongest bands"
+        assert lines[10].split("  ")[-1] == "norm / head mean"
+        cells = lines[11].split()
         assert cells[:4] == [str(BAND_HEAD[0]), str(BAND_HEAD[1]), "4-6", "63-199"]
         assert 0.08 < float(cells[4]) < 0.12
         assert float(cells[5]) > 2
-        assert lines[10].split()[3] == "inf"
-        assert len({len(line) for line in lines[8:11]}) == 1
-        assert lines[11] == ""
-        assert lines[12].startswith("key: 60 pairs in 4 layers x 1 heads")
+        assert lines[12].split()[3] == "inf"
+        assert len({len(line) for line in lines[10:13]}) == 1
+        assert lines[13] == ""
+        assert lines[14].startswith("key: 60 pairs in 4 layers x 1 heads")
 
     def test_plain_ascii_without_a_last_newline(self) -> None:
         text = summary_text(synthetic_result())

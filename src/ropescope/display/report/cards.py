@@ -95,8 +95,15 @@ def _rotation(result: xr.DataTree) -> Rows:
         ("pairing", ", ".join(dict.fromkeys(str(pairing) for pairing in rotary["pairing"].values))),
         ("wavelengths", span),
         ("layers without rotation (NoPE)", _spans(rotary[LAYER].values[~turning.values].tolist()) or "none"),
+        ("periodic pairs", ", ".join(_periodic(result, stream) for stream in STREAMS)),
         ("silent pairs (always zero)", ", ".join(f"{counts(result, stream).silent} {stream}" for stream in STREAMS)),
     ]
+
+
+def _periodic(result: xr.DataTree, stream: str) -> str:
+    found = counts(result, stream)
+    kinds = f" ({found.rhythm} with a rhythm, {found.drift} drifting)" if found.periodic else ""
+    return f"{found.periodic} {stream}{kinds}"
 
 
 def _spans(numbers: Iterable[int]) -> str:

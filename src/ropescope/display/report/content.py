@@ -34,9 +34,9 @@ from ropescope.measurement.results import (
     NORM,
     ROTARY,
     mean_over_sequences,
-    provenance,
     stream_data,
     wavelength,
+    window_length,
 )
 
 # Bytes for the kept norms of a stream, before compression: every head of a small model, some heads of a large one.
@@ -96,7 +96,7 @@ def result_content(result: xr.DataTree, name: str, number: int) -> tuple[dict[st
         "pairs": turns.sizes[PAIR],
         "rotated": result.children[ROTARY].to_dataset()["rotated"].any(PAIR).values.tolist(),
         "wavelengths": [[_tokens(value) for value in row] for row in turns.transpose(LAYER, PAIR).values.tolist()],
-        "length": provenance(result).get("parameters", {}).get("length"),
+        "length": window_length(result),
         "references": {"spectrum_fe": constant_entropy(result), "sequence_fe": noise_entropy(result)},
         "streams": {stream: _stream_facts(result, stream) for stream in STREAMS},
     }

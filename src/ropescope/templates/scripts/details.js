@@ -139,7 +139,7 @@ function drawPeriods() {
   setRange(periods().figure.x_range, -0.5, view.pairs - 0.5);
   setRange(periods().figure.y_range, 1.6, 1.6 * longest);
   element("periods-note").textContent =
-    "Strongest rhythm of each pair, large where it stands out. Dashed: the pair's own wavelength.";
+    "Strongest period of each pair that half of the windows share, large where it stands out. Dashed: the pair's own wavelength.";
 }
 
 function drawPeriodsCursor() {
