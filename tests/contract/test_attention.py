@@ -19,6 +19,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from architectures import ARCHITECTURES, GEMMA3, GPT2, LLAMA, QWEN3, VOCABULARY, Architecture, state_of, tokens
+from matrix import every_architecture, left_padding, plain
 from ropescope.base.errors import ModelError, NonFiniteError
 from ropescope.model.attention import AttentionCall, intercepted
 
@@ -29,17 +30,7 @@ IMPLEMENTATIONS = [
     for architecture in ARCHITECTURES
     for implementation in architecture.implementations
 ]
-every_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES, ids=str)
 every_implementation = pytest.mark.parametrize(("architecture", "implementation"), IMPLEMENTATIONS)
-
-
-def left_padding(sequences: int, length: int) -> Tensor:
-    """Attention mask whose rows begin with 0, 7, 14, ... padded positions."""
-    return (torch.arange(length) >= 7 * torch.arange(sequences)[:, None]).long()
-
-
-def plain(model: PreTrainedModel) -> Tensor:
-    return model(tokens(2), use_cache=False).logits
 
 
 def left_padded(model: PreTrainedModel) -> Tensor:

@@ -35,6 +35,7 @@ from architectures import (
     state_of,
     tokens,
 )
+from matrix import every_architecture, left_padding
 from ropescope.base.axes import HEAD, KV_HEAD, LAYER, PAIR
 from ropescope.base.errors import InputError
 from ropescope.interventions.derotation import derotated
@@ -52,7 +53,6 @@ GEMMA2 = next(architecture for architecture in ARCHITECTURES if architecture.nam
 SHORT_DYNAMIC_NTK = replace(DYNAMIC_NTK, settings=dict(DYNAMIC_NTK.settings) | {"max_position_embeddings": 64})
 ROTATING = [architecture for architecture in ARCHITECTURES if architecture.style is not None]
 
-every_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES, ids=str)
 indifferent_to_padding = pytest.mark.parametrize(
     "architecture", [architecture for architecture in ARCHITECTURES if architecture is not LLAMA4], ids=str
 )
@@ -106,11 +106,6 @@ def some_pairs(architecture: Architecture) -> PairMask:
 @functools.cache
 def no_pair(architecture: Architecture) -> PairMask:
     return mask_of(architecture, lambda layer, head, pair: pair < 0)
-
-
-def left_padding(sequences: int, length: int) -> Tensor:
-    """Attention mask whose rows begin with 0, 7, 14, ... padded positions."""
-    return (torch.arange(length) >= 7 * torch.arange(sequences)[:, None]).long()
 
 
 def at_once(model: PreTrainedModel, ids: Tensor | None = None, **arguments: Any) -> Tensor:

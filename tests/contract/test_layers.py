@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from architectures import LLAMA, VOCABULARY, entropies_of, pair_norms_of, state_of, tokens
+from matrix import plain
 from ropescope.base.errors import ModelError
 from ropescope.interventions.baking import bake
 from ropescope.interventions.derotation import derotated
@@ -139,10 +140,6 @@ def scaled_by_hand(model: PreTrainedModel, call: int, mask: PairMask, factor: fl
 
 def two_pairs_of(model: PreTrainedModel, selection: str) -> PairMask:
     return select(measure(model, tokens(1), **FRAMES), f"pair < 2 and {selection}")
-
-
-def plain(model: PreTrainedModel) -> Tensor:
-    return model(tokens(2), use_cache=False).logits
 
 
 def generated(model: PreTrainedModel) -> Tensor:

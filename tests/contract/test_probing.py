@@ -31,6 +31,7 @@ from architectures import (
     state_of,
     tokens,
 )
+from matrix import every_architecture, every_dtype
 from ropescope.base.errors import InputError, ModelError, ProbeError, RopescopeError
 from ropescope.base.rotary import Pairing
 from ropescope.model import probing
@@ -39,10 +40,8 @@ from ropescope.model.probing import probe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-every_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES, ids=str)
 rotating = pytest.mark.parametrize("architecture", [a for a in ARCHITECTURES if a.style is not None], ids=str)
 following_the_length = pytest.mark.parametrize("architecture", [DYNAMIC_NTK, LONGROPE], ids=str)
-every_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 
 
 def check_card(card: RotaryCard, architecture: Architecture, rtol: float, positions: int = MAX_POSITIONS) -> None:

@@ -17,6 +17,7 @@ from transformers.models.gemma3 import modeling_gemma3
 from transformers.models.llama import modeling_llama
 
 from architectures import ARCHITECTURES, COHERE2, DEEPSEEK, GEMMA3, LLAMA, LLAMA4, Architecture, Expected, tokens
+from matrix import every_architecture, every_dtype
 from ropescope.analysis.places_in_words import where_bands_live
 from ropescope.base.errors import ProbeError
 from ropescope.display.report import render
@@ -44,10 +45,8 @@ from trained_like import (
 GLM, STABLELM = (next(a for a in ARCHITECTURES if str(a) == name) for name in ("glm4", "stablelm"))
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-every_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES, ids=str)
 few_architectures = pytest.mark.parametrize("architecture", [COHERE2, DEEPSEEK, GEMMA3, LLAMA, LLAMA4], ids=str)
 every_kind = pytest.mark.parametrize("kind", KINDS.values(), ids=list(KINDS))
-every_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 
 
 def silenced(architecture: Architecture, kind: Silence, where: slice, dtype: torch.dtype) -> PreTrainedModel:

@@ -13,6 +13,7 @@ import pytest
 import xarray as xr
 
 import ropescope as rs
+from refusals import refusal
 from ropescope import cli
 from synthetic import synthetic_result
 from tiny import byte_level_tokenizer, tiny_llama
@@ -32,17 +33,6 @@ def text(tmp_path: Path) -> Path:
 def measured(saved: Path, text: Path, tmp_path: Path) -> list[str]:
     """Arguments that measure the tiny model on a small text into result.nc."""
     return ["measure", str(saved), "--corpus", str(text), *SHORT, "--output", str(tmp_path / "result.nc")]
-
-
-def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """The one line that bad input is answered with."""
-    with pytest.raises(SystemExit) as stopped:
-        cli.main(list(arguments))
-    output = capsys.readouterr()
-    assert stopped.value.code == 2
-    lines = output.err.strip().splitlines()
-    assert len(lines) == 1 and lines[0].startswith("ropescope: "), output.err
-    return lines[0].removeprefix("ropescope: ")
 
 
 def replaced(arguments: list[str], option: str, value: str) -> list[str]:

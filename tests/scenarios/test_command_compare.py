@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import xarray as xr
 
+from refusals import refusal
 from ropescope import cli
 from ropescope.measurement.results import save
 from synthetic import synthetic_result
@@ -34,15 +35,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def compare(folder: Path, names: list[str], output: Path, *options: str) -> None:
     cli.main(["compare", *(str(folder / name) for name in names), "--output-dir", str(output), *options])
-
-
-def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    with pytest.raises(SystemExit) as caught:
-        cli.main(["compare", *arguments])
-    assert caught.value.code == 2
-    captured = capsys.readouterr()
-    assert captured.out == "" and captured.err.count("\n") == 1
-    return captured.err
 
 
 def test_one_result_says_where_its_bands_live(folder, tmp_path, capsys):
@@ -90,14 +82,14 @@ def test_distributions_can_be_asked_for_and_results_of_one_name_go_by_their_path
 def test_what_cannot_be_compared_is_refused_with_what_differs(folder, tmp_path, capsys):
     first, wider, another = (str(folder / f"{name}.nc") for name in ("wikitext", "wider", "another"))
     for arguments in ([first, wider], [first, another, "--view", "pairs"], [first, another, wider]):
-        assert "pair by pair: layers: 0 to 3 against 0 to 5" in refusal(capsys, *arguments)
-    assert "name at least one" in refusal(capsys)
-    assert "the same file twice" in refusal(capsys, first, first)
-    assert "name each head as LAYER:HEAD" in refusal(capsys, first, "--heads", "*:0")
-    assert "name each head as LAYER:HEAD" in refusal(capsys, first, "--heads", "none")
-    assert "does not exist" in refusal(capsys, str(tmp_path / "none.nc"))
-    assert "--view" in refusal(capsys, first, "--view", "rows")
-    assert "top got -1" in refusal(capsys, first, str(folder / "c4.nc"), "--top", "-1")
+        assert "pair by pair: layers: 0 to 3 against 0 to 5" in refusal(capsys, "compare", *arguments)
+    assert "name at least one" in refusal(capsys, "compare")
+    assert "the same file twice" in refusal(capsys, "compare", first, first)
+    assert "name each head as LAYER:HEAD" in refusal(capsys, "compare", first, "--heads", "*:0")
+    assert "name each head as LAYER:HEAD" in refusal(capsys, "compare", first, "--heads", "none")
+    assert "does not exist" in refusal(capsys, "compare", str(tmp_path / "none.nc"))
+    assert "--view" in refusal(capsys, "compare", first, "--view", "rows")
+    assert "top got -1" in refusal(capsys, "compare", first, str(folder / "c4.nc"), "--top", "-1")
 
 
 def test_help_teaches_with_an_example(capsys):

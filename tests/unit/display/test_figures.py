@@ -11,8 +11,8 @@ import pytest
 import torch
 import xarray as xr
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
+from drawn import columns, curve
 from ropescope.analysis.heads import default_heads
 from ropescope.base.entropy import spectrum_fe, white_noise_entropy
 from ropescope.base.errors import InputError
@@ -28,17 +28,6 @@ KEPT = [(0, 1), (1, 0)]
 @pytest.fixture(scope="module")
 def result() -> xr.DataTree:
     return synthetic_result(kept=KEPT, cells=64)
-
-
-def columns(figure: Figure) -> np.ndarray:
-    """The grid of axes (3, head), without colour bars."""
-    axes = [one for one in figure.axes if one.get_label() != "<colorbar>"]
-    return np.array(axes, dtype=object).reshape(3, -1)
-
-
-def curve(axes: Axes, label: str) -> np.ndarray:
-    (line,) = [line for line in axes.get_lines() if line.get_label() == label]
-    return np.array(line.get_xydata())
 
 
 def heights(axes: Axes) -> list[float]:
@@ -60,7 +49,7 @@ def top_labels(axes: Axes) -> list[str]:
 def grid(result: xr.DataTree) -> np.ndarray:
     figure = panel(result, HEADS)
     figure.draw_without_rendering()
-    return columns(figure)
+    return columns(figure, len(HEADS))
 
 
 class TestPanel:
@@ -119,7 +108,7 @@ class TestPanel:
 
     def test_one_sequence(self, result: xr.DataTree) -> None:
         figure = panel(result, [(0, 1)], sequence=1)
-        grid = columns(figure)
+        grid = columns(figure, 1)
         values = stream_data(result, "query")["spectrum_fe"].sel(layer=0, head=1, sequence=1)
         np.testing.assert_allclose(curve(grid[0, 0], "SpectrumFE")[:, 1], values)
         assert not grid[0, 0].collections
@@ -128,14 +117,14 @@ class TestPanel:
 
     def test_keys_index_key_heads(self) -> None:
         result = synthetic_result(kv_heads=2, kept=[(1, 0)])
-        grid = columns(panel(result, [(1, 1), (1, 0)], "key"))
+        grid = columns(panel(result, [(1, 1), (1, 0)], "key"), 2)
         values = mean_over_sequences(stream_data(result, "key"))["spectrum_fe"].sel(layer=1, kv_head=1)
         np.testing.assert_allclose(curve(grid[0, 0], "SpectrumFE")[:, 1], values)
         assert (len(grid[2, 0].images), len(grid[2, 1].images)) == (0, 1)
 
     def test_undefined_pairs_are_marked_and_padding_is_not(self, result: xr.DataTree) -> None:
         layer, head, pair = UNDEFINED
-        grid = columns(panel(result, [(layer, head), (2, 0)]))
+        grid = columns(panel(result, [(layer, head), (2, 0)]), 2)
         for axes in grid[:2, 0]:
             assert curve(axes, "undefined")[:, 0].tolist() == [pair]
         assert "undefined" in texts(grid[0, 0])
@@ -145,7 +134,7 @@ class TestPanel:
     def test_values_beyond_the_usual_range_stay_inside(self) -> None:
         result = synthetic_result()
         result["query"]["spectrum_fe"][0, 0, 1, 0] = 0.97
-        axes = columns(panel(result, [(1, 0)]))[0, 0]
+        axes = columns(panel(result, [(1, 0)]), 1)[0, 0]
         assert axes.get_ylim()[1] > 0.97
 
     def test_other_frames_move_the_floor(self) -> None:
@@ -153,14 +142,14 @@ class TestPanel:
         result.attrs["provenance"] = (
             '{"parameters": {"length": 512, "frame_length": 64, "hop_length": 8, "window": "rectangular"}}'
         )
-        grid = columns(panel(result, [(0, 0)]))
+        grid = columns(panel(result, [(0, 0)]), 1)
         assert heights(grid[0, 0]) == pytest.approx([0, 0.2, 0.4], abs=1e-6)
         assert heights(grid[1, 0]) == pytest.approx([0.6, white_noise_entropy(255)])
 
     def test_without_parameters_no_reference_is_invented(self) -> None:
         result = synthetic_result()
         result.attrs["provenance"] = "{}"
-        grid = columns(panel(result, [(0, 0)]))
+        grid = columns(panel(result, [(0, 0)]), 1)
         assert (heights(grid[0, 0]), heights(grid[1, 0])) == ([0.2, 0.4], [0.6])
 
 

@@ -7,9 +7,8 @@ import sys
 import numpy as np
 import pytest
 import xarray as xr
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
+from drawn import columns, curve
 from ropescope.analysis.comparability import noise_reference
 from ropescope.analysis.distributions import distributions
 from ropescope.analysis.places import localise
@@ -29,21 +28,11 @@ def results() -> dict[str, xr.DataTree]:
     return {"short": first, "long": synthetic_result(seed=1, length=8192, kept=[(0, 1)], cells=64)}
 
 
-def columns(figure: Figure, count: int) -> np.ndarray:
-    axes = [one for one in figure.axes if one.get_label() != "<colorbar>"]
-    return np.array(axes, dtype=object).reshape(-1, count)
-
-
 @pytest.fixture(scope="module")
 def grid(results: dict[str, xr.DataTree]) -> np.ndarray:
     figure = side_by_side(results, HEADS)
     figure.draw_without_rendering()
     return columns(figure, len(HEADS))
-
-
-def curve(axes: Axes, label: str) -> np.ndarray:
-    (line,) = [line for line in axes.get_lines() if line.get_label() == label]
-    return np.array(line.get_ydata(), dtype=float)
 
 
 class TestSideBySide:
@@ -61,8 +50,8 @@ class TestSideBySide:
         factor = noise_reference(results["short"]) / white_noise_entropy(4095)
         for name, scale in (("short", 1), ("long", factor)):
             mean = mean_over_sequences(stream_data(results[name], "query")).sel(layer=1, head=0)
-            np.testing.assert_allclose(curve(grid[0, 1], name), mean["spectrum_fe"], rtol=1e-6)
-            np.testing.assert_allclose(curve(grid[1, 1], name), mean["sequence_fe"] * scale, rtol=1e-6)
+            np.testing.assert_allclose(curve(grid[0, 1], name)[:, 1], mean["spectrum_fe"], rtol=1e-6)
+            np.testing.assert_allclose(curve(grid[1, 1], name)[:, 1], mean["sequence_fe"] * scale, rtol=1e-6)
 
     def test_norms_stand_under_their_head_or_are_said_to_be_missing(self, grid, results):
         kept = stream_data(results["long"], "query")[NORM].values[0]
@@ -100,7 +89,7 @@ class TestSpread:
         assert [axes.get_title() for axes in grid[0]] == ["bands", "spectrum outliers", "periodic pairs"]
         for row, axis in zip(grid, ("depth", "octave"), strict=True):
             expected = data[f"share_by_{axis}"].sel(result="two", stream="key", selection="bands")
-            np.testing.assert_allclose(curve(row[0], "two, keys"), expected)
+            np.testing.assert_allclose(curve(row[0], "two, keys")[:, 1], expected)
 
     def test_the_octave_without_rotation_is_marked(self):
         figure = spread_curves({"one": synthetic_result(), "two": synthetic_result(nope_layers=())})

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from architectures import ARCHITECTURES, LLAMA, QWEN3, Architecture, state_of, tokens
+from matrix import plain
 from ropescope.base.errors import InputError, ModelError
 from ropescope.evaluation.perplexity import perplexity
 from ropescope.interventions.baking import bake
@@ -50,18 +51,14 @@ def some_pairs(model: PreTrainedModel) -> PairMask:
     return matched_random(select(result, "pair < 3"), seed=0)
 
 
-def logits(model: nn.Module) -> Tensor:
-    return model(tokens(2), use_cache=False).logits
-
-
 @bakeable
 def test_baked_weights_do_what_the_weighting_does(architecture: Architecture) -> None:
     model = architecture.build()
     mask = some_pairs(model)
-    stock = logits(model)
+    stock = plain(model)
     with weighted_rope(model, mask, 0.3):
-        weighted = logits(model)
-    baked = logits(bake(model, mask, 0.3))
+        weighted = plain(model)
+    baked = plain(bake(model, mask, 0.3))
     torch.testing.assert_close(baked, weighted, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(baked, stock, rtol=1e-3, atol=1e-3)
 
@@ -82,8 +79,8 @@ def test_weights_per_pair_are_baked_too() -> None:
     random = np.random.default_rng(0)
     weights = {stream: random.random(array.shape) for stream, array in mask.streams().items()}
     with weighted_rope(model, mask, weights):
-        weighted = logits(model)
-    torch.testing.assert_close(logits(bake(model, mask, weights)), weighted, rtol=1e-4, atol=1e-4)
+        weighted = plain(model)
+    torch.testing.assert_close(plain(bake(model, mask, weights)), weighted, rtol=1e-4, atol=1e-4)
 
 
 def test_alpha_one_changes_no_bit() -> None:
@@ -105,11 +102,11 @@ def test_the_saved_checkpoint_opens_in_plain_transformers(tmp_path: Path) -> Non
     model = LLAMA.build()
     mask = some_pairs(model)
     with weighted_rope(model, mask, 0.1):
-        weighted = logits(model)
+        weighted = plain(model)
     bake(model, mask, 0.1).save_pretrained(tmp_path)
     reloaded = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     assert type(reloaded) is type(model)
-    torch.testing.assert_close(logits(reloaded), weighted, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(plain(reloaded), weighted, rtol=1e-4, atol=1e-4)
 
 
 def test_bad_alpha_and_foreign_masks_are_refused() -> None:

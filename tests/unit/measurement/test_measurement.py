@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from transformers import FalconConfig, FalconForCausalLM, PreTrainedModel
 
 from architectures import (
-    ARCHITECTURES,
     DYNAMIC_NTK,
     GEMMA4,
     GPT2,
@@ -36,6 +35,7 @@ from architectures import (
     state_of,
     tokens,
 )
+from matrix import every_architecture
 from ropescope.base.errors import InputError, ModelError, NonFiniteError, RopescopeError
 from ropescope.measurement import measure as measurement
 from ropescope.measurement import reduction
@@ -49,7 +49,6 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 LENGTH = 96
 FRAMES = {"frame_length": 32, "hop_length": 16}
 STREAMS = {"query": "head", "key": "kv_head"}
-every_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES, ids=str)
 
 
 def received(model: PreTrainedModel, windows: Tensor) -> dict[tuple[str, int], np.ndarray]:

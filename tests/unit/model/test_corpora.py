@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import random
+from functools import partial
 from itertools import pairwise
 from pydoc_data.topics import topics
 
@@ -20,6 +21,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from torch.utils.data import DataLoader
 
 from checkout import DATA
+from refusals import refused
 from ropescope.base.errors import CorpusError
 from ropescope.model import corpora
 from ropescope.model import windows as windows_module
@@ -27,6 +29,7 @@ from ropescope.model.windows import TokenWindows, token_windows, windows_protoco
 
 WIKITEXT = DATA / "wikitext" / "wiki.test.raw"
 C4 = DATA / "c4" / "c4_en_train_first1000.jsonl"
+refusal = partial(refused, CorpusError, token_windows)
 DOCUMENTS = [f"Document {number}: the lobster has {number} claws , and more ." for number in range(400)]
 needs_wikitext = pytest.mark.skipif(not WIKITEXT.is_file(), reason="WikiText is not at ../shared/data/wikitext")
 needs_c4 = pytest.mark.skipif(not C4.is_file(), reason="C4 is not at ../shared/data/c4")
@@ -118,14 +121,6 @@ def folder(tmp_path):
 
 def plain(tokenizer, text):
     return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-
-
-def refusal(*arguments, **options):
-    with pytest.raises(CorpusError) as caught:
-        token_windows(*arguments, **options)
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
 
 
 def test_windows_are_the_tokens_of_the_whole_text(tokenizer, jsonl):

@@ -10,12 +10,14 @@ import io
 import json
 import lzma
 import os
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from refusals import refused
 from ropescope.base.errors import CorpusError
 from ropescope.model import documents
 from ropescope.model.corpora import Request, local_file, open_corpus
@@ -31,12 +33,7 @@ def read(path: Path | str, column: str = "text", separator: str | None = None) -
     return list(open_corpus(Request(str(path), None, None, column, separator, None, None)).documents)
 
 
-def refusal(path: Path | str, column: str = "text") -> str:
-    with pytest.raises(CorpusError) as caught:
-        read(path, column)
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
+refusal = partial(refused, CorpusError, read)
 
 
 def separated(delimiter: str) -> bytes:
