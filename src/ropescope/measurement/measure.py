@@ -25,6 +25,7 @@ from ropescope.measurement.results import load, recorded_facts, save
 from ropescope.model.access import check_windows, input_device, undisturbed
 from ropescope.model.attention import AttentionCall, intercepted
 from ropescope.model.card import RotaryCard
+from ropescope.model.conventions import is_placed
 from ropescope.model.decoder import decoder_of
 from ropescope.model.identity import model_provenance
 from ropescope.model.probing import probe
@@ -202,7 +203,7 @@ def _run(model: PreTrainedModel, batch: TokenIds, handler: Any) -> None:
 
 def _offloaded(model: PreTrainedModel) -> bool:
     """Whether weights move in and out around each module; such a pass must run to its end to move them back."""
-    return any(hasattr(module, "_hf_hook") for module in model.modules())
+    return any(is_placed(module) for module in model.modules())
 
 
 def _locate_non_finite(model: PreTrainedModel, batch: TokenIds) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ropescope.base.arguments import check_batch_size
 from ropescope.base.errors import InputError
+from ropescope.model.conventions import put_back, runs_on
 from ropescope.model.decoder import check_model, decoder_of
 
 if TYPE_CHECKING:
@@ -24,8 +25,7 @@ if TYPE_CHECKING:
 def input_device(model: PreTrainedModel) -> torch.device:
     """Where token ids go: the device that the input embedding runs on, wherever its weights are kept meanwhile."""
     embedding: Any = model.get_input_embeddings()
-    runs_on = getattr(getattr(embedding, "_hf_hook", None), "execution_device", None)
-    return torch.device(runs_on) if runs_on is not None else embedding.weight.device
+    return runs_on(embedding) or embedding.weight.device
 
 
 def vocabulary_size(model: PreTrainedModel) -> int:
@@ -76,7 +76,7 @@ def undisturbed(model: PreTrainedModel) -> Iterator[None]:
             module.__dict__.clear()
             module.__dict__.update(attributes)
             for name, (buffer, content) in buffers.items():
-                module._buffers[name] = buffer.copy_(content)
+                put_back(module, name, buffer.copy_(content))
         for module in training:
             module.training = True
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ropescope.base.axes import KEY, QUERY
 from ropescope.base.errors import ModelError, NonFiniteError
+from ropescope.model.conventions import attention_of, bears_attention, registered, set_attention
 from ropescope.model.decoder import decoder_of
 from ropescope.run.holders import Holders, holders
 
@@ -119,18 +120,18 @@ def intercepted(model: PreTrainedModel, handler: Handler) -> Iterator[None]:
     # Another model can hold the very same config object.
     ours = {id(module) for module in decoder.modules()}
     sharing, numbering = holders(model), _Numbering(decoder)
-    previous = {id(config): (config, config._attn_implementation) for config in _attention_configs(decoder)}
+    previous = {id(config): (config, attention_of(config)) for config in _attention_configs(decoder)}
     names: dict[str | None, str] = {}
     try:
         for config, implementation in previous.values():
             if implementation not in names:
                 names[implementation] = _register(implementation, ours, handler, sharing, numbering)
-            config._attn_implementation_internal = names[implementation]
+            set_attention(config, names[implementation])
         with numbering.following(decoder):
             yield
     finally:
         for config, implementation in previous.values():
-            config._attn_implementation_internal = implementation
+            set_attention(config, implementation)
         for name in names.values():
             _unregister(name)
 
@@ -146,7 +147,7 @@ def _check_goes_through_seam(decoder: nn.Module) -> None:
 
 def _attention_configs(decoder: nn.Module) -> list[PretrainedConfig]:
     configs: list[Any] = [getattr(module, "config", None) for module in decoder.modules()]
-    return list({id(config): config for config in configs if hasattr(config, "_attn_implementation")}.values())
+    return list({id(config): config for config in configs if bears_attention(config)}.values())
 
 
 class _Numbering:
@@ -210,7 +211,7 @@ def _register(
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    masks: Any = ALL_MASK_ATTENTION_FUNCTIONS._global_mapping
+    masks = registered(ALL_MASK_ATTENTION_FUNCTIONS)
     # The implementation's own name stays inside ours: transformers looks for "flash" in it.
     name = f"ropescope-{next(_serial)}-{implementation}"
 
@@ -226,7 +227,7 @@ def _register(
             return original(module, query, key, value, attention_mask, **arguments)
 
     ALL_ATTENTION_FUNCTIONS.register(name, attend)
-    if implementation in masks:
+    if implementation is not None and implementation in masks:
         ALL_MASK_ATTENTION_FUNCTIONS.register(name, masks[implementation])
     return name
 
@@ -235,8 +236,8 @@ def _unregister(name: str) -> None:
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    ALL_ATTENTION_FUNCTIONS._global_mapping.pop(name, None)
-    ALL_MASK_ATTENTION_FUNCTIONS._global_mapping.pop(name, None)
+    for registry in (ALL_ATTENTION_FUNCTIONS, ALL_MASK_ATTENTION_FUNCTIONS):
+        registered(registry).pop(name, None)
 
 
 def _layer_index(module: nn.Module) -> int:
@@ -265,12 +266,12 @@ def _holding(module: nn.Module, query: Tensor, sharing: Holders) -> Holders:
 @contextmanager
 def _carrying(config: Any, implementation: str | None) -> Iterator[None]:
     """Some implementations (flash) read their own name from the config while they run."""
-    ours = config._attn_implementation
-    config._attn_implementation_internal = implementation
+    ours = attention_of(config)
+    set_attention(config, implementation)
     try:
         yield
     finally:
-        config._attn_implementation_internal = ours
+        set_attention(config, ours)
 
 
 def _implementation_of(module: nn.Module, implementation: str | None) -> Callable[..., Any]:

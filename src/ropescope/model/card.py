@@ -79,13 +79,29 @@ class RotaryCard:
         One entry for every attention layer, by rising index.
     positions
         Positions 0 to `positions` - 1 were looked at (matters for frequencies that depend on the length).
+
+    Examples
+    --------
+    >>> card = rs.probe(model)  # doctest: +SKIP
+    >>> [rotation.layer for rotation in card.layers if not rotation.rotated.any()]  # doctest: +SKIP
     """
 
     layers: tuple[LayerRotation, ...]
     positions: int
 
     def groups(self) -> list[list[LayerRotation]]:
-        """Layers that rotate alike, each group in layer order, groups by their first layer."""
+        """Group the layers that rotate alike.
+
+        Returns
+        -------
+        list of list of LayerRotation
+            Each group in layer order, groups by their first layer.
+
+        Examples
+        --------
+        >>> [len(group) for group in rs.probe(model).groups()]  # doctest: +SKIP
+        [22, 4]
+        """
         found: list[list[LayerRotation]] = []
         for layer in self.layers:
             for group in found:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from ropescope.base.errors import ModelError
+from ropescope.model.conventions import is_placed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -51,7 +52,7 @@ def check_model(model: PreTrainedModel) -> None:
             "decoder-only model"
         )
     embedding: Any = model.get_input_embeddings()
-    if embedding.weight.is_meta and not hasattr(embedding, "_hf_hook"):
+    if embedding.weight.is_meta and not is_placed(embedding):
         raise ModelError(f"the weights of this {type(model).__name__} are not loaded (device meta); load them first")
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, distributed, nn
 
+from ropescope.model.conventions import is_saved, kept_values
 from ropescope.run.holders import is_spread
 
 if TYPE_CHECKING:
@@ -57,9 +58,9 @@ def checksum(model: nn.Module) -> str:
 
 def _saved_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for prefix, module in model.named_modules():
-        kept: Any = getattr(getattr(module, "_hf_hook", None), "weights_map", None)
+        kept = kept_values(module)
         for name, buffer in module.named_buffers(recurse=False):
-            if name not in module._non_persistent_buffers_set:
+            if is_saved(module, name):
                 yield from _parts(f"{prefix}.{name}", buffer if kept is None or not buffer.is_meta else kept[name])
 
 
@@ -85,7 +86,7 @@ def _weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Every parameter; where accelerate keeps its values on the CPU or the disk, what it keeps."""
     for name, parameter in model.named_parameters():
         owner, _, own_name = name.rpartition(".")
-        kept: Any = getattr(getattr(model.get_submodule(owner), "_hf_hook", None), "weights_map", None)
+        kept = kept_values(model.get_submodule(owner))
         yield from _parts(name, parameter if kept is None or not parameter.is_meta else kept[own_name])
 
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from ropescope.base.axes import KEY, QUERY
 from ropescope.model.access import input_device, rotary_frequencies, undisturbed, vocabulary_size
 from ropescope.model.attention import AttentionCall, intercepted
+from ropescope.model.conventions import attention_of, commit_in, forward_hooks, global_forward_hooks, is_compiled
 from ropescope.model.decoder import decoder_of
 from ropescope.model.fingerprint import checksum, fingerprint
 
@@ -72,7 +73,7 @@ def model_identity(model: PreTrainedModel) -> dict[str, Any]:
     config = model.config
     return {
         "id": config.name_or_path or None,
-        "revision": getattr(config, "_commit_hash", None),
+        "revision": commit_in(config),
         "architecture": type(model).__name__,
         "dtype": _name(model.dtype),
         "dtypes": dict(sorted(Counter(_name(parameter.dtype) for parameter in model.parameters()).items())),
@@ -149,7 +150,7 @@ def announced(model: PreTrainedModel, what: str) -> Iterator[None]:
 def _attention(model: PreTrainedModel) -> tuple[str | None, int]:
     """The attention implementation, and how many interceptions lie over it."""
     config: Any = getattr(decoder_of(model), "config", model.config)
-    name: str | None = config._attn_implementation
+    name = attention_of(config)
     if name is None:
         return None, 0
     own = re.sub(rf"^(?:{_INTERCEPTION.pattern})*", "", name)
@@ -214,10 +215,9 @@ def _state(module: nn.Module) -> dict[str, Any] | None:
 
 def _hooks(model: nn.Module) -> dict[str, list[str]]:
     """Forward hooks by the module that they are on; "" is the model, "every module" are torch's global ones."""
-    everywhere: Any = torch.nn.modules.module
     hooked = {
-        "every module": (everywhere._global_forward_pre_hooks, everywhere._global_forward_hooks),
-        **{name: (module._forward_pre_hooks, module._forward_hooks) for name, module in model.named_modules()},
+        "every module": global_forward_hooks(),
+        **{name: forward_hooks(module) for name, module in model.named_modules()},
     }
     found = {place: [_code(hook) for kind in kinds for hook in kind.values()] for place, kinds in hooked.items()}
     own = {place: [hook for hook in hooks if not hook.startswith(_PLUMBING)] for place, hooks in found.items()}
@@ -229,7 +229,7 @@ def _replaced(model: nn.Module) -> dict[str, str]:
     found = {}
     for place, module in model.named_modules():
         kind, forward = type(module), _code(module.forward)
-        if forward in (*_forwards(kind), _code(nn.Module.forward)) or hasattr(module, "_orig_mod"):
+        if forward in (*_forwards(kind), _code(nn.Module.forward)) or is_compiled(module):
             continue
         # accelerate gives a module a forward of its own that bears the name of the one underneath.
         own = "forward" in vars(module) and forward != _code(kind.forward)

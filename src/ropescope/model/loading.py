@@ -28,6 +28,7 @@ from ropescope.model.checkpoints import (
     load_tokenizer,
     load_weights,
 )
+from ropescope.model.conventions import set_commit
 from ropescope.model.gguf.conversion import copied, uncopied
 from ropescope.run.processes import all_launched
 
@@ -136,7 +137,7 @@ def _loaded(
         model = load_weights(checkpoint, config=config, dtype=wanted, **given)
         config_commit = commit_of(checkpoint)
     model.config.name_or_path = checkpoint.source
-    model.config._commit_hash = config_commit
+    set_commit(model.config, config_commit)
     if tokenizer is not None:
         tokenizer.name_or_path = checkpoint.source
     return model if place is None else _moved(model, place), tokenizer

@@ -53,6 +53,8 @@ def probe(model: PreTrainedModel, positions: int | None = None) -> RotaryCard:
 
     Raises
     ------
+    InputError
+        If `positions` is less than 2, or more than a model that rotates nothing has learned.
     ModelError
         If the model does not call attention through the interface.
     ProbeError

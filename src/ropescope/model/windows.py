@@ -63,8 +63,8 @@ def token_windows(
         Windows, at least 1; no more text is read than they need. None is all that there are.
     seed
         Shuffles the documents (articles of WikiText; a buffer of 10,000 documents where a data set is streamed).
-    config, revision
-        Configuration, and branch, tag or commit, of a data set.
+    config
+        Configuration of a data set.
     column
         Where the rows of a data set or of a file with columns hold the text.
     separator
@@ -72,6 +72,8 @@ def token_windows(
         published file, byte for byte. With a separator, rows (WikiText's are lines) are joined as they are stored.
     bos
         Whether each window begins with the beginning-of-sequence token; ``"auto"`` does as the tokenizer does.
+    revision
+        Branch, tag or commit of a data set.
 
     Returns
     -------

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from ropescope.base.errors import InputError, RopescopeError
 
 if TYPE_CHECKING:
-    from torch._C._distributed_c10d import Store
+    from torch.distributed import Store  # type: ignore[attr-defined]
 
     from ropescope.run.workers import Workers
 
