@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from ropescope.base.pair_variables import register as register
     from ropescope.base.tables import Section as Section
     from ropescope.base.tables import Table as Table
+    from ropescope.display.comparison import Comparison as Comparison
+    from ropescope.display.comparison import comparison as comparison
     from ropescope.display.figures.curves import sweep_curves as sweep_curves
     from ropescope.display.figures.heads import panel as panel
     from ropescope.display.figures.maps import overview as overview
@@ -90,6 +92,8 @@ _HOME = {
     "TaskProtocol": "evaluation.tasks.harness",
     "Controls": "evaluation.sweep.arms",
     "compare": "analysis.agreement",
+    "comparison": "display.comparison",
+    "Comparison": "display.comparison",
     "localise": "analysis.places",
     "sequence_fe": "base.entropy",
     "white_noise_entropy": "base.entropy",

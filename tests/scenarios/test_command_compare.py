@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import xarray as xr
 
+import ropescope as rs
 from refusals import refusal
 from ropescope import cli
 from ropescope.measurement.results import save
@@ -95,3 +97,31 @@ def test_what_cannot_be_compared_is_refused_with_what_differs(folder, tmp_path, 
 def test_help_teaches_with_an_example(capsys):
     cli.main(["compare", "--help"])
     assert "Example: ropescope compare qwen3-wikitext.nc qwen3-c4.nc" in capsys.readouterr().out
+
+
+def test_python_has_in_one_call_what_the_command_prints_and_draws(folder, tmp_path, capsys):
+    files = [folder / "wikitext.nc", folder / "c4.nc"]
+    compare(folder, [file.name for file in files], tmp_path, "--heads", "0:0", "--stream", "key", "--where")
+    printed = capsys.readouterr().out
+    found = rs.comparison(files)
+    assert found.pairwise and printed.startswith(f"{found.text(where=True)}\n")
+    assert found.markdown() == (tmp_path / "wikitext-compare.md").read_text(encoding="utf-8")
+    figures = found.figures([(0, 0)], ["key"])
+    assert {f"wikitext-compare-{name}.png" for name in figures} == {path.name for path in tmp_path.glob("*.png")}
+    in_memory = rs.comparison({file.stem: rs.load(file) for file in files})
+    assert str(in_memory) == str(found) and found.text() in found._repr_html_().replace("&#x27;", "'")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "expected"),
+    [
+        ([], {}, "comparison got no result"),
+        (["wikitext.nc"], {"view": "pair"}, "view got 'pair': did you mean 'pairs'?"),
+        (["wikitext.nc"], {"top": -1}, "top got -1"),
+        (["wikitext.nc", "wikitext.nc"], {}, "the same file twice"),
+        (["wikitext.nc", "wider.nc"], {"view": "pairs"}, "pair by pair: layers"),
+    ],
+)
+def test_a_comparison_of_bad_input_is_refused(folder, arguments, options, expected):
+    with pytest.raises(rs.RopescopeError, match=re.escape(expected)):
+        rs.comparison([folder / name for name in arguments], **options)

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
 from ropescope.base.arguments import check_at_least
 from ropescope.base.errors import InputError
 from ropescope.cli.drawing import drawing, make_folder, save_figure, write_text
-from ropescope.cli.options import Format, Stream, app, load_results, parse_heads, streams_of
+from ropescope.cli.options import Format, Stream, app, parse_heads, streams_of
 from ropescope.cli.printing import say
-
-if TYPE_CHECKING:
-    import xarray as xr
-
-    from ropescope.base.tables import Section
 
 View = Literal["auto", "pairs", "distributions"]
 
@@ -69,48 +63,15 @@ def compare(
     chosen = [(layer, head) for layer, head in parse_heads(heads) if layer is not None and head is not None]
     if len(chosen) < len(heads):
         raise InputError("compare got '*' or 'none' in --heads; name each head as LAYER:HEAD")
-    loaded = load_results(results)
-    from ropescope.analysis.comparability import pair_by_pair
+    import ropescope as rs
 
-    by_pair = len(loaded) > 1 and (pair_by_pair(loaded) if view == "auto" else view == "pairs")
-    compared, lived = _sections(loaded, by_pair, top)
+    found = rs.comparison(results, view=view, top=top)
     make_folder(output_dir)
-    stem = results[0].stem
-    markdown = "\n\n".join(section.markdown() for section in (*compared, *lived)) + "\n"
-    findings = write_text(output_dir / f"{stem}-compare.md", markdown)
-    say("\n\n".join(section.text() for section in (*compared, *(lived if where or not compared else ()))))
+    stem = output_dir / f"{results[0].stem}-compare"
+    findings = write_text(stem.with_name(f"{stem.name}.md"), found.markdown())
+    say(found.text(where=where))
     say(f"\nfindings: {findings}")
     with drawing(f"the findings are in {findings}"):
-        for name, figure in _figures(loaded, by_pair, chosen, streams_of(stream)):
+        for name, figure in found.figures(chosen, streams_of(stream)).items():
             for extension in format:
-                say(f"figure: {save_figure(figure, output_dir / f'{stem}-compare-{name}.{extension}')}")
-
-
-def _sections(
-    results: Mapping[str, xr.DataTree], by_pair: bool, top: int
-) -> tuple[tuple[Section, ...], tuple[Section, ...]]:
-    from ropescope.analysis.comparison_in_words import same_places, spread_compared
-    from ropescope.analysis.places_in_words import where_bands_live
-
-    compared: tuple[Section, ...] = ()
-    if len(results) > 1:
-        compared = same_places(results, top=top) if by_pair else (spread_compared(results),)
-    return compared, tuple(where_bands_live(result, name) for name, result in results.items())
-
-
-def _figures(
-    results: Mapping[str, xr.DataTree], by_pair: bool, heads: list[tuple[int, int]], streams: tuple[str, ...]
-) -> Iterator[tuple[str, Any]]:
-    from ropescope.analysis.heads import default_heads
-    from ropescope.display.figures.side_by_side import side_by_side
-    from ropescope.display.figures.spread import bands_over_wavelength, spread_curves
-
-    first = next(iter(results.values()))
-    if by_pair:
-        for stream in streams:
-            shown = heads or default_heads(first, stream)
-            yield f"{stream}-heads", side_by_side(results, shown, stream)
-    elif len(results) > 1:
-        yield "spread", spread_curves(results)
-    for number, (name, result) in enumerate(results.items(), start=1):
-        yield f"where-{number}" if len(results) > 1 else "where", bands_over_wavelength(result, name)
+                say(f"figure: {save_figure(figure, stem.with_name(f'{stem.name}-{name}.{extension}'))}")

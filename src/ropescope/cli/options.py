@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,6 @@ from ropescope.base.selections import PAPER
 from ropescope.cli.printing import say
 
 if TYPE_CHECKING:
-    import xarray as xr
     from torch import Tensor
     from torch.distributed import ProcessGroup
 
@@ -231,13 +230,6 @@ def windows_of(tokenizer: Any, text: TextOptions, default_split: str | None = No
         separator=text.separator,
         bos="auto" if text.bos == "auto" else text.bos == "yes",
     )
-
-
-def load_results(paths: Sequence[Path]) -> dict[str, xr.DataTree]:
-    from ropescope.base.files import named
-    from ropescope.measurement.results import load
-
-    return {name: load(path) for name, path in named(paths).items()}
 
 
 def streams_of(stream: Stream) -> tuple[str, ...]:

@@ -9,12 +9,12 @@ from typing import Any
 import xarray as xr
 
 from ropescope.analysis.comparability import pair_by_pair
-from ropescope.analysis.comparison_in_words import same_places, spread_compared
 from ropescope.analysis.further import further_sections
 from ropescope.analysis.places_in_words import where_bands_live
 from ropescope.base.errors import InputError
 from ropescope.base.files import check_target, named, written_whole
 from ropescope.base.tables import Section
+from ropescope.display.comparison import against_first
 from ropescope.display.report import render
 from ropescope.evaluation.opening import load
 from ropescope.evaluation.sweep.dataset import SWEEP
@@ -67,7 +67,8 @@ def report(
         raise InputError("report got no measurement; name at least one file of 'ropescope measure'")
     sections = [tasks_section(data, name) for name, data in tasks.items()]
     further = [section for name, result in results.items() for section in further_sections(result, name)]
-    page = render(results, sweeps=sweeps, sections=[*further, *sections, *_compared(results), *_lived(results)])
+    compared = against_first(results, pair_by_pair(results))
+    page = render(results, sweeps=sweeps, sections=[*further, *sections, *compared, *_lived(results)])
     with written_whole(target) as partial:
         partial.write_text(page, encoding="utf-8")
     return target
@@ -80,12 +81,6 @@ def _of_kind(loaded: Mapping[str, Any], kind: str) -> dict[str, Any]:
     return {
         name: each for name, each in loaded.items() if isinstance(each, xr.Dataset) and each.attrs.get("schema") == kind
     }
-
-
-def _compared(results: Mapping[str, xr.DataTree]) -> Sequence[Section]:
-    if len(results) < 2:
-        return ()
-    return same_places(results) if pair_by_pair(results) else (spread_compared(results),)
 
 
 def _lived(results: Mapping[str, xr.DataTree]) -> list[Section]:
