@@ -30,6 +30,7 @@ def compare(results: Mapping[str, xr.DataTree], *, seed: int = 0) -> xr.DataTree
 
     Entropies are means over sequences; a place counts where both results define it. SequenceFE of another length is
     put on the first result's scale through the white-noise reference, and so is the threshold of periodic pairs.
+    These are the numbers; :func:`ropescope.comparison` says them in words and draws the figures.
 
     Parameters
     ----------

@@ -35,12 +35,12 @@ _DIGEST = 8
 
 
 def same_places(results: Mapping[str, xr.DataTree], *, top: int = 10, seed: int = 0) -> tuple[Section, ...]:
-    """Answer whether bands and periodic pairs of other results sit where those of the first do: a section for each.
+    """Answer whether other results have their bands and periodic pairs where the first has them.
 
     Parameters
     ----------
     results
-        As in :func:`ropescope.analysis.agreement.compare`.
+        As in :func:`ropescope.compare`.
     top
         How many of the pairs that moved most to list, for each stream and entropy, at least 0.
     seed
@@ -49,15 +49,20 @@ def same_places(results: Mapping[str, xr.DataTree], *, top: int = 10, seed: int 
     Returns
     -------
     tuple of Section
-        Words as strong as the intervals carry; tables of what was compared, of overlap, of rank correlation, of rank
-        correlation by layer, and of the pairs that moved most.
+        One for each other result: words as strong as the intervals carry; tables of what was compared, of overlap, of
+        rank correlation, also by layer, and of the pairs that moved most.
 
     Raises
     ------
     InputError
         There are fewer than two results, or `top` is negative.
     ResultError
-        As in :func:`ropescope.analysis.agreement.compare`.
+        As in :func:`ropescope.compare`.
+
+    Examples
+    --------
+    >>> (section,) = same_places({"wikitext": one, "c4": other})  # doctest: +SKIP
+    >>> print(section.text())  # doctest: +SKIP
     """
     if top < 0:
         raise InputError(f"got top={top}; the number of pairs to list must be 0 or more")
@@ -247,7 +252,12 @@ def spread_compared(results: Mapping[str, xr.DataTree]) -> Section:
     Parameters
     ----------
     results
-        As in :func:`ropescope.analysis.distributions.distributions`.
+        At least two results of :func:`ropescope.measure` by name, of any models.
+
+    Returns
+    -------
+    Section
+        Shares of each model's own pairs over relative depth and over octaves of wavelength, and what does not match.
 
     Raises
     ------
@@ -255,6 +265,10 @@ def spread_compared(results: Mapping[str, xr.DataTree]) -> Section:
         There are fewer than two results.
     ResultError
         Frames of SpectrumFE differ.
+
+    Examples
+    --------
+    >>> print(spread_compared({"qwen3": one, "llama3": other}).text())  # doctest: +SKIP
     """
     data = distributions(results)
     sentences = [_spread_sentence(data, name, stream) for name in SELECTIONS for stream in STREAMS]

@@ -18,17 +18,25 @@ def default_heads(result: xr.DataTree, stream: str = "query") -> list[tuple[int,
 
     Parameters
     ----------
-    result : xarray.DataTree
-    stream : {"query", "key"}
+    result
+        What :func:`ropescope.measure` gave.
+    stream
+        "query" or "key".
 
     Returns
     -------
-    list of (layer, head)
+    list of tuple
+        (layer, query head or, for keys, key head), one to three.
 
     Raises
     ------
     InputError
-        ``stream`` is neither.
+        `stream` is neither.
+
+    Examples
+    --------
+    >>> default_heads(result, "key")  # doctest: +SKIP
+    [(6, 0), (1, 2), (20, 1)]
     """
     data = stream_data(result, stream)
     mean = mean_over_sequences(data)

@@ -28,7 +28,7 @@ _LEVEL = 0.05
 
 
 def where_bands_live(result: xr.DataTree, name: str = "") -> Section:
-    """Answer where bands live, in words that the 95 % intervals carry, with the tables behind them.
+    """Answer where bands live, as strongly as the 95 % intervals carry, with the tables behind it.
 
     Parameters
     ----------
@@ -41,6 +41,10 @@ def where_bands_live(result: xr.DataTree, name: str = "") -> Section:
     -------
     Section
         Shares of variance, counts over wavelength and over layers, and RoPE against NoPE layers in mixed models.
+
+    Examples
+    --------
+    >>> print(where_bands_live(rs.load("qwen3.nc"), "Qwen3").text())  # doctest: +SKIP
     """
     tree = localise(result)
     streams = {stream: tree.children[stream].to_dataset() for stream in STREAMS}

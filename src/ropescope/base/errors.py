@@ -46,9 +46,10 @@ class ResultError(RopescopeError):
 
 
 class UnreadableError(RopescopeError):
-    """A result file cannot be read now: in use, not permitted, the disk fails. What it holds is not known.
+    """A result file cannot be read now: in use, not permitted, the disk fails.
 
-    No `ResultError`, which says that a file holds nothing worth keeping and may be replaced.
+    What it holds is not known, so it is no `ResultError`, which says that a file holds nothing worth keeping and may be
+    replaced.
     """
 
 

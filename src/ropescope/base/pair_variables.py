@@ -32,6 +32,11 @@ class PairVariable:
         What a low value means; None where low and high mean nothing of themselves.
     scale
         Its usual range, which every figure and page draws, so that two models compare by eye.
+
+    Examples
+    --------
+    >>> PairVariable("mean_norm", "mean norm", text="mean of the norm along the text").unit
+    '1'
     """
 
     name: str

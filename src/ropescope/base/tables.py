@@ -21,6 +21,13 @@ class Table:
         Cells, as many in each row as the header has.
     title
         What the table shows; may be empty.
+
+    Examples
+    --------
+    >>> print(Table(["pair", "norm"], [["0", "1.5"], ["12", "0.25"]]).text())
+    pair  norm
+    0      1.5
+    12    0.25
     """
 
     header: Sequence[str]
@@ -28,7 +35,19 @@ class Table:
     title: str = ""
 
     def text(self) -> str:
-        """Columns aligned for a terminal, the first to the left, under the title if there is one."""
+        """Align the columns for a terminal, the first to the left, under the title if there is one.
+
+        Returns
+        -------
+        str
+
+        Examples
+        --------
+        >>> print(Table(["pair", "norm"], [["0", "1.5"]], "Norms").text())
+        Norms
+        pair  norm
+        0      1.5
+        """
         widths = [max(map(len, column)) for column in zip(self.header, *self.rows, strict=True)]
         lines = (
             "  ".join([cells[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(cells[1:], widths[1:], strict=True))])
@@ -37,7 +56,19 @@ class Table:
         return "\n".join([*([self.title] if self.title else []), *(line.rstrip() for line in lines)])
 
     def markdown(self) -> str:
-        """A Markdown table, under the title in bold if there is one."""
+        """Write a Markdown table, under the title in bold if there is one.
+
+        Returns
+        -------
+        str
+
+        Examples
+        --------
+        >>> print(Table(["pair", "norm"], [["0", "1.5"]]).markdown())
+        | pair | norm |
+        | --- | ---: |
+        | 0 | 1.5 |
+        """
         rule = ["---", *("---:" for _ in self.header[1:])]
         lines = [f"| {' | '.join(_cell(cell) for cell in cells)} |" for cells in (self.header, rule, *self.rows)]
         return "\n".join([*([f"**{self.title}**", ""] if self.title else []), *lines])
@@ -60,6 +91,14 @@ class Section:
         The answer in plain sentences.
     tables
         The numbers behind it.
+
+    Examples
+    --------
+    >>> print(Section("Is it so?", ("It is.",)).text())
+    Is it so?
+    =========
+    <BLANKLINE>
+    It is.
     """
 
     title: str
@@ -67,12 +106,37 @@ class Section:
     tables: tuple[Table, ...] = ()
 
     def text(self) -> str:
-        """For a terminal: the title underlined, paragraphs and tables with a blank line between."""
+        """Write it for a terminal: the title underlined, paragraphs and tables with a blank line between.
+
+        Returns
+        -------
+        str
+
+        Examples
+        --------
+        >>> print(Section("Is it so?", ("It is.",)).text())
+        Is it so?
+        =========
+        <BLANKLINE>
+        It is.
+        """
         parts = (f"{self.title}\n{'=' * len(self.title)}", *self.paragraphs, *(table.text() for table in self.tables))
         return "\n\n".join(parts)
 
     def markdown(self) -> str:
-        """Markdown under a second-level heading."""
+        """Write it as Markdown under a second-level heading.
+
+        Returns
+        -------
+        str
+
+        Examples
+        --------
+        >>> print(Section("Is it so?", ("It is.",)).markdown())
+        ## Is it so?
+        <BLANKLINE>
+        It is.
+        """
         parts = (f"## {self.title}", *self.paragraphs, *(table.markdown() for table in self.tables))
         return "\n\n".join(parts)
 

@@ -48,6 +48,12 @@ class Perplexity:
         The same per window, (window).
     protocol
         How windows were made, what of them was scored, and in which dtype the model ran.
+
+    Examples
+    --------
+    >>> found = rs.perplexity(model, windows)  # doctest: +SKIP
+    >>> found.value == np.exp(found.nats / found.tokens)  # doctest: +SKIP
+    True
     """
 
     value: float

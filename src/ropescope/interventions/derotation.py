@@ -43,10 +43,17 @@ def derotated(model: PreTrainedModel, mask: PairMask, *, strength: float = 1.0) 
 
     Parameters
     ----------
-    model, mask
-        As in :func:`weighted_rope`.
+    model
+        The model that the mask was selected on; :meth:`PairMask.for_any_model` lifts the check of its weights.
+    mask
+        The pairs to derotate.
     strength
         Share s of the rotation to take away, 0 to 1. 0 leaves the logits bit-equal.
+
+    Yields
+    ------
+    None
+        On exit, after an exception too, the model is as it was.
 
     Raises
     ------

@@ -37,6 +37,11 @@ class PairMask:
         Pairing of every layer, such as "half-split[0:64]".
     provenance
         Where the mask comes from: `selection`, and under `measured` the provenance of the result.
+
+    Examples
+    --------
+    >>> mask = rs.select(result, "spectrum_fe < 0.2") | rs.select(result, "sequence_fe < 0.6")  # doctest: +SKIP
+    >>> print(mask & ~rs.select(result, "layer < 2"))  # doctest: +SKIP
     """
 
     query: xr.DataArray
@@ -47,34 +52,119 @@ class PairMask:
     provenance: Mapping[str, Any]
 
     def streams(self) -> dict[str, xr.DataArray]:
-        """The selected pairs by stream."""
+        """Give the selected pairs by stream.
+
+        Returns
+        -------
+        dict of xarray.DataArray
+            `query` and `key`, boolean, dims (layer, head or kv_head, pair).
+
+        Examples
+        --------
+        >>> mask.streams()["key"].sum("pair")  # doctest: +SKIP
+        """
         return {QUERY: self.query, KEY: self.key}
 
     def present(self, stream: str) -> xr.DataArray:
-        """The pairs that the model has in a stream."""
+        """Give the pairs that the model has in a stream.
+
+        Parameters
+        ----------
+        stream
+            "query" or "key".
+
+        Returns
+        -------
+        xarray.DataArray
+            Boolean, dims (layer, head or kv_head, pair); false where a layer has fewer heads or pairs.
+
+        Examples
+        --------
+        >>> mask.present("key").sum()  # doctest: +SKIP
+        """
         return self.query_present if stream == QUERY else self.key_present
 
     @property
     def layers(self) -> list[int]:
-        """Model index of every layer."""
+        """Model index of every layer.
+
+        Returns
+        -------
+        list of int
+            Rising, one for every attention layer.
+
+        Examples
+        --------
+        >>> mask.layers[:3]  # doctest: +SKIP
+        [0, 1, 2]
+        """
         return [int(layer) for layer in self.query[LAYER].values]
 
     @property
     def measured_on(self) -> Mapping[str, Any]:
-        """Which model the mask was measured on, as its result says; empty if it is for any model."""
+        """Which model the mask was measured on, as its result says.
+
+        Returns
+        -------
+        Mapping
+            What the result's provenance says of the model; empty if the mask is for any model.
+
+        Examples
+        --------
+        >>> mask.measured_on["id"]  # doctest: +SKIP
+        'Qwen/Qwen3-8B'
+        """
         model: Mapping[str, Any] = self.provenance.get("measured", {}).get("model", {})
         return model
 
     def counts(self) -> xr.Dataset:
-        """Selected pairs of every layer and stream, dims (layer)."""
+        """Count the selected pairs of every layer and stream.
+
+        Returns
+        -------
+        xarray.Dataset
+            `query` and `key`, dims (layer).
+
+        Examples
+        --------
+        >>> mask.counts()["query"].sum()  # doctest: +SKIP
+        """
         return xr.Dataset({name: array.sum([HEAD_AXIS[name], PAIR]) for name, array in self.streams().items()})
 
     def replaced(self, query: xr.DataArray, key: xr.DataArray, selection: str) -> PairMask:
-        """The same model's pairs, selected otherwise."""
+        """Select other pairs of the same model.
+
+        Parameters
+        ----------
+        query, key
+            Selected pairs, boolean, of the dims of those of this mask.
+        selection
+            What to call them.
+
+        Returns
+        -------
+        PairMask
+            With the provenance of this one.
+
+        Examples
+        --------
+        >>> mask.replaced(~mask.query & mask.query_present, mask.key, "others")  # doctest: +SKIP
+        """
         return replace(self, query=query, key=key, provenance={**self.provenance, "selection": selection})
 
     def digest(self) -> str:
-        """SHA-256 of the selected pairs, whatever their selection is called."""
+        """Name the selected pairs by their content, whatever their selection is called.
+
+        Returns
+        -------
+        str
+            SHA-256, 64 hexadecimal digits.
+
+        Examples
+        --------
+        >>> mask.digest() == rs.PairMask.load("mask.safetensors").digest()  # doctest: +SKIP
+        True
+        """
         chosen = [self.streams()[stream].values for stream in STREAMS]
         digest = hashlib.sha256(repr([self.layers, *(array.shape for array in chosen)]).encode())
         for array in chosen:
@@ -82,7 +172,18 @@ class PairMask:
         return digest.hexdigest()
 
     def for_any_model(self) -> PairMask:
-        """The mask without the identity of the model that it was measured on; shape and pairing must still fit."""
+        """Leave out which model the mask was measured on; shape and pairing must still fit.
+
+        Returns
+        -------
+        PairMask
+            The same pairs, taken by models of other weights too.
+
+        Examples
+        --------
+        >>> with rs.weighted_rope(fine_tuned, mask.for_any_model(), alpha=0.1):  # doctest: +SKIP
+        ...     rs.perplexity(fine_tuned, windows)
+        """
         return replace(self, provenance={"selection": self.provenance["selection"]})
 
     def __and__(self, other: PairMask) -> PairMask:
@@ -138,10 +239,19 @@ class PairMask:
         overwrite
             Whether an existing file may be replaced.
 
+        Returns
+        -------
+        Path
+            The file written.
+
         Raises
         ------
         ResultError
             If the file cannot be written.
+
+        Examples
+        --------
+        >>> mask.save("bands.safetensors")  # doctest: +SKIP
         """
         from safetensors.numpy import save
 
@@ -157,12 +267,25 @@ class PairMask:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> PairMask:
-        """Read a mask file.
+        """Read a mask from its file.
+
+        Parameters
+        ----------
+        path
+            File that :meth:`PairMask.save` or ``ropescope select`` wrote.
+
+        Returns
+        -------
+        PairMask
 
         Raises
         ------
         ResultError
             If it is missing, damaged, or not a mask.
+
+        Examples
+        --------
+        >>> mask = PairMask.load("bands.safetensors")  # doctest: +SKIP
         """
         from safetensors import SafetensorError, safe_open
 

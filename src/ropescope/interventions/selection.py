@@ -94,7 +94,7 @@ def select(result: xr.DataTree, expression: str, *others: xr.DataTree) -> PairMa
 
 
 def matched_random(mask: PairMask, seed: int) -> PairMask:
-    """Random pairs, as many in every layer and head as the mask selects: the control for what a selection proves.
+    """Draw random pairs, as many in every layer and head as the mask selects: the control of a selection.
 
     Parameters
     ----------
@@ -107,13 +107,18 @@ def matched_random(mask: PairMask, seed: int) -> PairMask:
     -------
     PairMask
         Drawn without replacement from all pairs of the head, selected ones included.
+
+    Examples
+    --------
+    >>> with rs.weighted_rope(model, matched_random(mask, seed=0), alpha=0.1):  # doctest: +SKIP
+    ...     rs.perplexity(model, windows)
     """
     random = np.random.default_rng(seed)
     return _redrawn(mask, f"random pairs, seed {seed}", lambda present: random.random(present.shape))
 
 
 def lowest_norm(mask: PairMask, result: xr.DataTree) -> PairMask:
-    """The pairs of lowest mean norm, as many in every layer and head as the mask selects.
+    """Take the pairs of lowest mean norm, as many in every layer and head as the mask selects.
 
     Parameters
     ----------
@@ -131,6 +136,11 @@ def lowest_norm(mask: PairMask, result: xr.DataTree) -> PairMask:
     ------
     InputError
         If the result has other layers, heads or pairs than the mask.
+
+    Examples
+    --------
+    >>> with rs.weighted_rope(model, lowest_norm(mask, result), alpha=0.1):  # doctest: +SKIP
+    ...     rs.perplexity(model, windows)
     """
     norms = {stream: _values(result, stream)["mean_norm"] for stream in STREAMS}
     for stream, norm in norms.items():

@@ -37,7 +37,7 @@ _PER_PAIR = "a mapping of query and key to arrays of the mask's shape"
 def weighted_rope(
     model: PreTrainedModel, mask: PairMask, alpha: Alpha, *, allow_any_alpha: bool = False
 ) -> Iterator[None]:
-    r"""Weighted RoPE: scale the selected pairs of q and k by alpha while the context is open.
+    r"""Scale the selected pairs of q and k by alpha while the context is open (weighted RoPE).
 
     .. math:: q^{(j)*} = \alpha_q q^{(j)}, \quad k^{(j)*} = \alpha_k k^{(j)}
 
@@ -56,6 +56,11 @@ def weighted_rope(
         mask's shape. 1 leaves the logits bit-equal.
     allow_any_alpha
         Take finite weights outside [0, 1] too.
+
+    Yields
+    ------
+    None
+        On exit, after an exception too, the model is as it was.
 
     Raises
     ------

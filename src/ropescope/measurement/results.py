@@ -102,7 +102,7 @@ def kept_heads(data: xr.Dataset, stream: str) -> list[tuple[int, int]]:
 
 
 def joined(result: xr.DataTree, *others: xr.DataTree) -> xr.DataTree:
-    """A result with the registered variables of other measurements of the same pairs beside its own.
+    """Put registered variables of other measurements of the same pairs beside those of a result.
 
     Parameters
     ----------
@@ -112,10 +112,20 @@ def joined(result: xr.DataTree, *others: xr.DataTree) -> xr.DataTree:
         Trees with groups `query` and `key`, whose registered variables have the dims (layer, head or kv_head, pair),
         with (sequence) before them or without. Values are taken where layer, head and pair are the same.
 
+    Returns
+    -------
+    xarray.DataTree
+        A new result; those given stay as they were.
+
     Raises
     ------
     InputError
         Another tree has other layers, heads or pairs, no registered variable, or one that the result has already.
+
+    Examples
+    --------
+    >>> both = joined(result, norm_skewness(model, windows))  # doctest: +SKIP
+    >>> rs.variable_map(both, "norm_skewness").savefig("skewness.png")  # doctest: +SKIP
     """
     groups = {name: node.to_dataset() for name, node in result.children.items()}
     for other in others:
@@ -172,10 +182,11 @@ def save(result: xr.DataTree, path: str | Path, *, overwrite: bool = True) -> Pa
 
     Parameters
     ----------
-    result : xarray.DataTree
-    path : str or Path
+    result
+        What :func:`ropescope.measure` gave, alone or with others joined to it.
+    path
         The folder must exist.
-    overwrite : bool
+    overwrite
         Whether an existing file may be replaced.
 
     Returns
@@ -187,6 +198,10 @@ def save(result: xr.DataTree, path: str | Path, *, overwrite: bool = True) -> Pa
     ------
     ResultError
         The result does not follow the schema, or the file cannot be written.
+
+    Examples
+    --------
+    >>> save(result, "qwen3.nc")  # doctest: +SKIP
     """
     _check_layout(result, "result to save")
     target = check_target(path, overwrite=overwrite)

@@ -162,8 +162,9 @@ def summary_text(result: xr.DataTree, strongest: int = 5) -> str:
 
     Parameters
     ----------
-    result : xarray.DataTree
-    strongest : int
+    result
+        What :func:`ropescope.measure` gave, alone or with others joined to it.
+    strongest
         Bands listed per stream, at least 0.
 
     Returns
@@ -174,7 +175,11 @@ def summary_text(result: xr.DataTree, strongest: int = 5) -> str:
     Raises
     ------
     InputError
-        ``strongest`` is negative.
+        `strongest` is negative.
+
+    Examples
+    --------
+    >>> print(summary_text(rs.load("qwen3.nc"), strongest=3))  # doctest: +SKIP
     """
     if strongest < 0:
         raise InputError(f"got strongest={strongest}; the number of bands to list must be 0 or more")

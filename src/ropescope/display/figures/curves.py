@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def sweep_curves(sweeps: Mapping[str, xr.Dataset]) -> Figure:
-    """Perplexity over alpha: a panel for each selection, a line for each model, its controls behind.
+    """Draw perplexity over alpha: a panel for each selection, a line for each model, its controls behind.
 
     The panels have scales of their own, logarithmic where one spans more than a factor of five. The shaded band spans
     the random controls, the dashed line is the control of lowest mean norm.
@@ -30,7 +30,7 @@ def sweep_curves(sweeps: Mapping[str, xr.Dataset]) -> Figure:
 
     Returns
     -------
-    Figure
+    matplotlib.figure.Figure
         One row of panels.
 
     Raises
@@ -41,6 +41,10 @@ def sweep_curves(sweeps: Mapping[str, xr.Dataset]) -> Figure:
     References
     ----------
     Frequency Entropy paper, figure 3.
+
+    Examples
+    --------
+    >>> sweep_curves({"Qwen3": rs.load("qwen3-sweep.nc")}).savefig("curves.png")  # doctest: +SKIP
     """
     if not sweeps:
         raise InputError("sweep_curves got no sweep; give at least one")

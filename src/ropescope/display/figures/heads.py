@@ -43,17 +43,19 @@ def panel(
 ) -> Figure:
     """Draw one column per head: SpectrumFE and SequenceFE over the pairs, and the pair norms along the sequence.
 
-    Points under 0.2, over 0.4 (SpectrumFE) and under 0.6 (SequenceFE) stand out; crosses on the floor are pairs
+    Points that one of the paper's selections holds stand out; crosses on the floor are pairs
     without a value. Dotted lines mark what a constant signal and white noise score.
 
     Parameters
     ----------
-    result : xarray.DataTree
-    heads : sequence of (layer, head)
-        Model layer, and query head or, for keys, key head. At least one.
-    stream : {"query", "key"}
-    sequence : int, optional
-        One sequence alone; by default the mean over sequences, with their range shaded.
+    result
+        What :func:`ropescope.measure` gave.
+    heads
+        (model layer, query head or, for keys, key head); at least one.
+    stream
+        "query" or "key".
+    sequence
+        One sequence alone, 0 to the number of windows less one; None is the mean over sequences, their range shaded.
 
     Returns
     -------
@@ -67,6 +69,10 @@ def panel(
     References
     ----------
     Frequency Entropy paper, figures 1, 2 and 4.
+
+    Examples
+    --------
+    >>> panel(result, default_heads(result)).savefig("heads.png")  # doctest: +SKIP
     """
     data = stream_data(result, stream)
     check_heads(data, heads, stream)

@@ -40,8 +40,10 @@ def overview(result: xr.DataTree, stream: str = "query") -> Figure:
 
     Parameters
     ----------
-    result : xarray.DataTree
-    stream : {"query", "key"}
+    result
+        What :func:`ropescope.measure` gave.
+    stream
+        "query" or "key".
 
     Returns
     -------
@@ -50,7 +52,11 @@ def overview(result: xr.DataTree, stream: str = "query") -> Figure:
     Raises
     ------
     InputError
-        ``stream`` is neither.
+        `stream` is neither.
+
+    Examples
+    --------
+    >>> overview(rs.load("qwen3.nc"), "key").savefig("keys.png")  # doctest: +SKIP
     """
     data = stream_data(result, stream)
     mean, head = mean_over_sequences(data), HEAD_AXIS[stream]
@@ -76,11 +82,12 @@ def variable_map(result: xr.DataTree, variable: str, stream: str = "query") -> F
 
     Parameters
     ----------
-    result : xarray.DataTree
+    result
         A measurement, with other ones joined to it where the variable is theirs.
-    variable : str
+    variable
         Name of a registered variable that the result holds.
-    stream : {"query", "key"}
+    stream
+        "query" or "key".
 
     Returns
     -------
@@ -90,7 +97,11 @@ def variable_map(result: xr.DataTree, variable: str, stream: str = "query") -> F
     Raises
     ------
     InputError
-        ``stream`` is neither, or the result does not hold the variable.
+        `stream` is neither, or the result does not hold the variable.
+
+    Examples
+    --------
+    >>> variable_map(rs.load("qwen3.nc"), "mean_norm").savefig("norms.png")  # doctest: +SKIP
     """
     data = stream_data(result, stream)
     known = [name for name in pair_variables() if name in data]

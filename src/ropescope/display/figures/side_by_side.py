@@ -52,7 +52,7 @@ def side_by_side(results: Mapping[str, xr.DataTree], heads: Sequence[tuple[int, 
 
     Returns
     -------
-    Figure
+    matplotlib.figure.Figure
 
     Raises
     ------
@@ -64,6 +64,10 @@ def side_by_side(results: Mapping[str, xr.DataTree], heads: Sequence[tuple[int, 
     References
     ----------
     Frequency Entropy paper, figure 6.
+
+    Examples
+    --------
+    >>> side_by_side({"wikitext": one, "c4": other}, [(6, 0), (1, 0)])  # doctest: +SKIP
     """
     check_pairwise(results)
     (first_name, first), *others = results.items()

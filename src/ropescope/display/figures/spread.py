@@ -34,16 +34,16 @@ _STYLES = {"query": "-", "key": "--"}
 
 
 def spread_curves(results: Mapping[str, xr.DataTree]) -> Figure:
-    """Share of bands, spectrum outliers and periodic pairs over relative depth and over wavelength, for any models.
+    """Draw the share of bands, spectrum outliers and periodic pairs over relative depth and wavelength.
 
     Parameters
     ----------
     results
-        As in :func:`ropescope.analysis.distributions.distributions`.
+        At least two results of :func:`ropescope.measure` by name, of any models.
 
     Returns
     -------
-    Figure
+    matplotlib.figure.Figure
         A row for depth, one for wavelength; a colour for each result, queries solid, keys dashed.
 
     Raises
@@ -56,6 +56,10 @@ def spread_curves(results: Mapping[str, xr.DataTree]) -> Figure:
     References
     ----------
     Frequency Entropy paper, appendix A.3 and figure 5.
+
+    Examples
+    --------
+    >>> spread_curves({"qwen3": one, "llama3": other}).savefig("spread.png")  # doctest: +SKIP
     """
     data = distributions(results)
     figure = Figure(figsize=(10.5, 6.2), layout="constrained")
@@ -84,12 +88,16 @@ def bands_over_wavelength(result: xr.DataTree, name: str = "") -> Figure:
 
     Returns
     -------
-    Figure
+    matplotlib.figure.Figure
         Grey where a layer has no pairs in an octave.
 
     References
     ----------
     Frequency Entropy paper, section 5.
+
+    Examples
+    --------
+    >>> bands_over_wavelength(rs.load("qwen3.nc"), "Qwen3").savefig("bands.png")  # doctest: +SKIP
     """
     tree = localise(result)
     rows = stream_data(result, STREAMS[0]).sizes[LAYER]

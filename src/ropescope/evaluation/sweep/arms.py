@@ -27,6 +27,10 @@ class Controls:
         A measurement of the model; its pairs of lowest mean norm make the arm ``lowest-norm``. None leaves it out.
     alphas
         Strengths of the control arms, among those of the sweep; None is all of them.
+
+    Examples
+    --------
+    >>> rs.sweep(model, windows, {"bands": mask}, controls=Controls(seeds=(0, 1), result=result))  # doctest: +SKIP
     """
 
     seeds: tuple[int, ...] = (0, 1, 2)

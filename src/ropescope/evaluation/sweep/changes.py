@@ -85,16 +85,20 @@ def change(data: xr.Dataset, *, resamples: int = 10_000, seed: int = 0) -> xr.Da
 
 
 def sweep_table(data: xr.Dataset, *, format: Format = "text", resamples: int = 10_000) -> str:
-    """One row for every selection and alpha: perplexity, its change against the baseline, and against the controls.
+    """Write a row for every selection and alpha: perplexity, its change, and that against the controls.
 
     Parameters
     ----------
     data
-        What :func:`sweep` gave.
+        What :func:`ropescope.sweep` gave.
     format
         "text" for a terminal, "markdown", or "csv" (plain numbers at full precision, intervals in own columns).
     resamples
-        As in :func:`change`.
+        Draws of the bootstrap over windows, at least 1.
+
+    Returns
+    -------
+    str
 
     Raises
     ------
@@ -102,6 +106,10 @@ def sweep_table(data: xr.Dataset, *, format: Format = "text", resamples: int = 1
         If the format is another.
     ResultError
         If the dataset is no sweep.
+
+    Examples
+    --------
+    >>> print(sweep_table(rs.load("qwen3-sweep.nc"), format="markdown"))  # doctest: +SKIP
     """
     if format not in FORMATS:
         raise InputError(f"got format {format!r}: {did_you_mean(format, FORMATS)}")

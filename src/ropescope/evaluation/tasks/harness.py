@@ -30,7 +30,7 @@ OURS = ("model", "model_args", "tasks", "task_manager", "log_samples", "batch_si
 
 @dataclass(frozen=True)
 class TaskProtocol:
-    """How the harness asks; every field but the folder goes to its ``simple_evaluate`` as it is.
+    """How the harness asks.
 
     Parameters
     ----------
@@ -46,6 +46,11 @@ class TaskProtocol:
         Folder with task files of one's own, which take precedence.
     settings
         Further arguments of ``lm_eval.simple_evaluate``, such as ``{"apply_chat_template": True}``.
+
+    Examples
+    --------
+    >>> TaskProtocol(num_fewshot=0, limit=500, batch_size=8).arguments()
+    {'num_fewshot': 0, 'limit': 500}
     """
 
     num_fewshot: int | None = None
@@ -56,12 +61,34 @@ class TaskProtocol:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def arguments(self) -> dict[str, Any]:
-        """What ``simple_evaluate`` is called with, model and tasks aside."""
+        """Give what ``simple_evaluate`` is called with, model and tasks aside.
+
+        Returns
+        -------
+        dict
+            Keyword arguments; every field but the folder and the batch size goes there as it is.
+
+        Examples
+        --------
+        >>> TaskProtocol(limit=0.1).arguments()
+        {'num_fewshot': None, 'limit': 0.1}
+        """
         seeds = {} if self.seed is None else dict.fromkeys(SEEDS, self.seed)
         return {"num_fewshot": self.num_fewshot, "limit": self.limit, **seeds, **self.settings}
 
     def facts(self) -> dict[str, Any]:
-        """The protocol in values that JSON can hold; not the folder: a task counts by its definition, not its place."""
+        """Give the protocol in values that JSON can hold, with the harness's version.
+
+        Returns
+        -------
+        dict
+            Without the folder: a task counts by its definition, not its place.
+
+        Examples
+        --------
+        >>> TaskProtocol(limit=500).facts()["limit"]
+        500
+        """
         return {
             **{"num_fewshot": self.num_fewshot, "limit": self.limit, "batch_size": self.batch_size, "seed": self.seed},
             "settings": json.loads(json.dumps(dict(self.settings), default=str)),

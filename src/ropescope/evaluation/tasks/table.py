@@ -99,7 +99,7 @@ def compared(data: xr.Dataset, *, resamples: int = 10_000) -> list[Row]:
 
 
 def tasks_table(data: xr.Dataset, *, format: Format = "text", rows: Sequence[Row] | None = None) -> str:
-    """The paper's table 1: task by task, plain and weighted, the difference with its interval, and what it is worth.
+    """Write the paper's table 1: plain and weighted task by task, the difference, and what it is worth.
 
     Parameters
     ----------
@@ -109,7 +109,11 @@ def tasks_table(data: xr.Dataset, *, format: Format = "text", rows: Sequence[Row
         "text" for a terminal or "markdown", without the members of groups; "csv" (all scores at full precision) or
         "json" (the same with the full provenance).
     rows
-        What :func:`compared` gave for it, where it is at hand; it is most of the work.
+        What :func:`ropescope.evaluation.tasks.table.compared` gave for it, where it is at hand: most of the work.
+
+    Returns
+    -------
+    str
 
     Raises
     ------
@@ -117,6 +121,10 @@ def tasks_table(data: xr.Dataset, *, format: Format = "text", rows: Sequence[Row
         If the format is another.
     ResultError
         If the dataset holds no evaluated tasks.
+
+    Examples
+    --------
+    >>> print(tasks_table(rs.load("qwen3-tasks.nc")))  # doctest: +SKIP
     """
     if format not in FORMATS:
         raise InputError(f"got format {format!r}: {did_you_mean(format, FORMATS)}")
