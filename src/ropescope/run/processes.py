@@ -17,7 +17,7 @@ from ropescope.run.collectives import LOST, WorkerError, connected, initialized
 from ropescope.run.workers import Workers
 
 if TYPE_CHECKING:
-    from torch._C._distributed_c10d import Store
+    from torch.distributed import Store  # type: ignore[attr-defined]
 
 # For processes that are all there.
 _TO_CONNECT = timedelta(minutes=1)
