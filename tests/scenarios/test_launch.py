@@ -260,7 +260,7 @@ def test_a_signal_ends_a_process_that_waits(number: signal.Signals, rank: str, m
     with started([*COMMAND, *measuring], RANK=rank) as process:
         assert process.stderr is not None and "waits for the others" in process.stderr.readline()
         process.send_signal(number)
-        _, errors = process.communicate(timeout=20)
+        _, errors = process.communicate(timeout=120)
     assert process.returncode == (130 if number == signal.SIGINT else 2)
     assert errors.count("\n") == 1 and "nothing was" in errors
 
