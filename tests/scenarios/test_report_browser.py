@@ -123,7 +123,7 @@ class Reader:
         self.settle()
 
     def view(self) -> dict[str, str]:
-        return {id: self.text(id) for id in ("head-title", "cell", "overview-title", "band-count", "band-value")}
+        return {id: self.text(id) for id in ("head-title", "pair", "overview-title", "band-count", "band-value")}
 
 
 @pytest.fixture(scope="module")
@@ -191,8 +191,8 @@ def test_a_click_shows_the_cell_and_its_values(read, report, result, width):
     reader.click("heads-map", 8, 0)
     assert reader.text("head-title") == "Layer 1, query head 0 (RoPE)"
     mean = mean_over_sequences(stream_data(result, "query")).sel(layer=1, head=0, pair=8)
-    assert f"SpectrumFE {float(mean.spectrum_fe):.3f} · SequenceFE {float(mean.sequence_fe):.3f}" in reader.text("cell")
-    assert reader.text("cell").endswith("outliers") and "pair 8 · wavelength 628 tokens" in reader.text("cell")
+    assert f"SpectrumFE {float(mean.spectrum_fe):.3f} · SequenceFE {float(mean.sequence_fe):.3f}" in reader.text("pair")
+    assert reader.text("pair").endswith("outliers") and "pair 8 · wavelength 628 tokens" in reader.text("pair")
     assert f"{float(mean.mean_norm):.3f}" in reader.text("facts") and "64 tokens" in reader.text("facts")
 
 
@@ -201,10 +201,10 @@ def test_arrow_keys_move_the_cell_and_brackets_the_head(read, report, width):
     reader = read(report, viewport={"width": width, "height": 800})
     reader.click("overview-map", 3, 1)
     reader.press("ArrowUp", "ArrowUp", "ArrowRight", "]")
-    assert reader.text("head-title") == "Layer 3, query head 2 (NoPE)" and "pair 4 · no rotation" in reader.text("cell")
+    assert reader.text("head-title") == "Layer 3, query head 2 (NoPE)" and "pair 4 · no rotation" in reader.text("pair")
     # layer 2 has no head 2: its last takes over, and the bracket steps down from there
     reader.press("ArrowUp", "ArrowDown", "ArrowLeft", "[")
-    assert reader.text("head-title") == "Layer 2, query head 0 (RoPE)" and "pair 3 ·" in reader.text("cell")
+    assert reader.text("head-title") == "Layer 2, query head 0 (RoPE)" and "pair 3 ·" in reader.text("pair")
     reader.page.locator("#heads-map").focus()
     reader.press("ArrowUp", "PageDown", "ArrowUp")
     assert reader.text("head-title") == "Layer 2, query head 1 (RoPE)"
@@ -232,7 +232,7 @@ def test_clicks_in_quick_succession_all_count(read, report):
         left, top = reader.page.evaluate(CELL, ["overview-map", pair, layer])
         box = reader.page.locator("#overview-map").bounding_box()
         reader.page.mouse.click(box["x"] + left, box["y"] + top)
-        reader.wait(lambda where=f"layer {layer} · head 1 · pair {pair} ": where in reader.text("cell"))
+        reader.wait(lambda where=f"layer {layer} · head 1 · pair {pair} ": where in reader.text("pair"))
 
 
 def test_a_slider_recolours_the_map(read, report):
@@ -344,7 +344,7 @@ def test_everything_is_reached_by_tab_and_named(read, report):
     wanted = "copy-link theme result stream entropy map band outlier periodic overview-map heads-map next-head"
     assert reached >= set(wanted.split())
     assert not reader.page.locator(".plot:not([aria-labelledby]):not([aria-label])").count()
-    assert reader.page.locator("#cell").get_attribute("aria-live") == "polite"
+    assert reader.page.locator("#pair").get_attribute("aria-live") == "polite"
 
 
 def test_sweeps_are_drawn_when_they_come_into_view(read, report):

@@ -188,9 +188,7 @@ def _one_text(first: xr.DataTree, other: xr.DataTree) -> bool:
 
 def _fact_table(results: Mapping[str, xr.DataTree]) -> Table:
     rows = [[name, *(_fact(result, name) for result in results.values())] for name in _FACTS]
-    shown = [
-        [name, *(cell[:_DIGEST] for cell in cells)] if name == "weights" else [name, *cells] for name, *cells in rows
-    ]
+    shown = [[name, *(fact[:_DIGEST] if name == "weights" else fact for fact in facts)] for name, *facts in rows]
     sizes = [str(stream_data(result, STREAMS[0]).sizes[SEQUENCE]) for result in results.values()]
     return Table(["", *results], [*shown, ["windows", *sizes]], "What was compared")
 
@@ -215,8 +213,8 @@ def _correlation_table(streams: Mapping[str, xr.Dataset]) -> Table:
             layers = one["layer_correlation"].values
             span = [_number(end(layers)) if np.isfinite(layers).any() else "-" for end in (np.nanmin, np.nanmax)]
             changed = "-" if np.isnan(one["changed_share"]) else f"{100 * float(one['changed_share']):.1f}"
-            cells = [_interval(one["correlation"].values), _number(one["ceiling"]), *span, changed]
-            rows.append([f"{stream} {VARIABLE_LABELS[name]}", *cells])
+            entries = [_interval(one["correlation"].values), _number(one["ceiling"]), *span, changed]
+            rows.append([f"{stream} {VARIABLE_LABELS[name]}", *entries])
     header = ["entropy", "all pairs", "ceiling", "lowest layer", "highest layer", "changed pairs, %"]
     return Table(header, rows, "Rank correlation (Spearman)")
 
@@ -225,7 +223,7 @@ def _layer_table(streams: Mapping[str, xr.Dataset]) -> Table:
     columns = [(stream, name) for stream in STREAMS for name in ENTROPIES]
     values = [streams[stream]["layer_correlation"].sel({ENTROPY: name}).values for stream, name in columns]
     layers = streams[STREAMS[0]][LAYER].values
-    rows = [[str(layer), *map(_number, cells)] for layer, *cells in zip(layers, *values, strict=True)]
+    rows = [[str(layer), *map(_number, entries)] for layer, *entries in zip(layers, *values, strict=True)]
     header = ["layer", *(f"{stream} {VARIABLE_LABELS[name]}" for stream, name in columns)]
     return Table(header, rows, "Rank correlation by layer")
 
@@ -312,9 +310,9 @@ def _spread_table(data: xr.Dataset, name: str, axis: str) -> Table:
     shares = data[f"share_by_{axis}"].sel({SELECTION: name})
     rows = []
     for place in data[axis].values:
-        cells = [float(shares.sel({RESULT: result, STREAM: stream, axis: place})) for result, stream in columns]
+        entries = [float(shares.sel({RESULT: result, STREAM: stream, axis: place})) for result, stream in columns]
         label = f"{place:.2f}" if axis == DEPTH else octave_name(float(place))
-        rows.append([label, *("-" if np.isnan(cell) else f"{100 * cell:.1f}" for cell in cells)])
+        rows.append([label, *("-" if np.isnan(entry) else f"{100 * entry:.1f}" for entry in entries)])
     first = "relative depth" if axis == DEPTH else "wavelength (tokens)"
     return Table(
         [first, *(f"{result} {stream}" for result, stream in columns)], rows, f"{PAPER[name].plural.capitalize()}, %"

@@ -38,14 +38,15 @@ def _section(variable: PairVariable, streams: dict[str, xr.Dataset], name: str) 
     header = [LAYER, *(f"{stream} {percent:.0%}" for stream in STREAMS for percent in _QUANTILES)]
     layers = streams[STREAMS[0]][LAYER].values
     rows = [
-        [str(layer), *(cell for item in streams.items() for cell in _cells(variable, item, layer))] for layer in layers
+        [str(layer), *(entry for item in streams.items() for entry in _entries(variable, item, layer))]
+        for layer in layers
     ]
     unit = "" if variable.unit == "1" else f", {variable.unit}"
     title = variable.label.capitalize() + (f" in {name}" if name else "")
     return Section(title, (f"{about}.{meaning}",), (Table(header, rows, f"{variable.label} of pairs, by layer{unit}"),))
 
 
-def _cells(variable: PairVariable, item: tuple[str, xr.Dataset], layer: int) -> list[str]:
+def _entries(variable: PairVariable, item: tuple[str, xr.Dataset], layer: int) -> list[str]:
     stream, data = item
     values = data[variable.name].sel({LAYER: layer}).transpose(HEAD_AXIS[stream], PAIR).values
     known = values[~np.isnan(values)]

@@ -134,13 +134,13 @@ def _share_table(streams: dict[str, xr.Dataset]) -> Table:
 def _octave_table(streams: dict[str, xr.Dataset]) -> Table:
     rows = []
     for octave in streams[STREAMS[0]][OCTAVE].values:
-        cells = [cell for data in streams.values() for cell in _octave_cells(data.sel({OCTAVE: octave}))]
-        rows.append([octave_name(float(octave)), *cells])
+        entries = [entry for data in streams.values() for entry in _octave_entries(data.sel({OCTAVE: octave}))]
+        rows.append([octave_name(float(octave)), *entries])
     header = ["wavelength (tokens)", *(f"{stream} {what}" for stream in STREAMS for what in ("pairs", "bands", "%"))]
     return Table(header, rows, "Bands by wavelength")
 
 
-def _octave_cells(data: xr.Dataset) -> list[str]:
+def _octave_entries(data: xr.Dataset) -> list[str]:
     pairs, bands = int(data["pairs"].sum()), int(data["members"].sel({SELECTION: "bands"}).sum())
     return [str(pairs), str(bands), f"{100 * bands / pairs:.1f}" if pairs else "-"]
 
@@ -148,17 +148,17 @@ def _octave_cells(data: xr.Dataset) -> list[str]:
 def _layer_table(streams: dict[str, xr.Dataset]) -> Table:
     header = ["layer", "", *(f"{stream} {name}" for stream in STREAMS for name in (*SELECTIONS, "median wavelength"))]
     layers = streams[STREAMS[0]][LAYER].values
-    rows = [[str(layer), *_layer_cells([data.sel({LAYER: layer}) for data in streams.values()])] for layer in layers]
+    rows = [[str(layer), *_layer_entries([data.sel({LAYER: layer}) for data in streams.values()])] for layer in layers]
     return Table(header, rows, "By layer; the median wavelength is that of its bands, in tokens")
 
 
-def _layer_cells(streams: list[xr.Dataset]) -> list[str]:
-    cells = [ROPE if streams[0]["rotated"] else NOPE]
+def _layer_entries(streams: list[xr.Dataset]) -> list[str]:
+    entries = [ROPE if streams[0]["rotated"] else NOPE]
     for data in streams:
         median = float(data["median_wavelength"].sel({SELECTION: "bands"}))
-        cells += [str(count) for count in data["members"].sum(OCTAVE).sel({SELECTION: list(SELECTIONS)}).values]
-        cells.append("-" if np.isnan(median) else format_tokens(median))
-    return cells
+        entries += [str(count) for count in data["members"].sum(OCTAVE).sel({SELECTION: list(SELECTIONS)}).values]
+        entries.append("-" if np.isnan(median) else format_tokens(median))
+    return entries
 
 
 def _rotation_table(streams: dict[str, xr.Dataset]) -> Table:

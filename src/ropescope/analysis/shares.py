@@ -105,8 +105,8 @@ def _squares(moments: np.ndarray, *axes: int) -> np.ndarray:
 
 def _between_layers(moments: np.ndarray) -> tuple[float, float]:
     """Half mean squared difference between layers, in the same class and in another, from moments (layer, class)."""
-    cell, layer, shared = _squares(moments), _squares(moments, 2), _squares(moments, 1)
-    return _half_square(shared - cell), _half_square(_squares(moments, 1, 2) - layer - shared + cell)
+    single, layer, shared = _squares(moments), _squares(moments, 2), _squares(moments, 1)
+    return _half_square(shared - single), _half_square(_squares(moments, 1, 2) - layer - shared + single)
 
 
 def _half_square(squares: np.ndarray) -> float:

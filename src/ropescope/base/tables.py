@@ -18,7 +18,7 @@ class Table:
     header
         Names of the columns.
     rows
-        Cells, as many in each row as the header has.
+        Entries, as many in each row as the header has.
     title
         What the table shows; may be empty.
 
@@ -50,8 +50,8 @@ class Table:
         """
         widths = [max(map(len, column)) for column in zip(self.header, *self.rows, strict=True)]
         lines = (
-            "  ".join([cells[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(cells[1:], widths[1:], strict=True))])
-            for cells in (self.header, *self.rows)
+            "  ".join([first.ljust(widths[0]), *(entry.rjust(w) for entry, w in zip(rest, widths[1:], strict=True))])
+            for first, *rest in (self.header, *self.rows)
         )
         return "\n".join([*([self.title] if self.title else []), *(line.rstrip() for line in lines)])
 
@@ -70,12 +70,12 @@ class Table:
         | 0 | 1.5 |
         """
         rule = ["---", *("---:" for _ in self.header[1:])]
-        lines = [f"| {' | '.join(_cell(cell) for cell in cells)} |" for cells in (self.header, rule, *self.rows)]
+        lines = [f"| {' | '.join(_entry(entry) for entry in entries)} |" for entries in (self.header, rule, *self.rows)]
         return "\n".join([*([f"**{self.title}**", ""] if self.title else []), *lines])
 
     def _repr_html_(self) -> str:
-        rows = [f"<tr>{''.join(f'<th>{escape(cell)}</th>' for cell in self.header)}</tr>"]
-        rows += [f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in self.rows]
+        rows = [f"<tr>{''.join(f'<th>{escape(entry)}</th>' for entry in self.header)}</tr>"]
+        rows += [f"<tr>{''.join(f'<td>{escape(entry)}</td>' for entry in row)}</tr>" for row in self.rows]
         return f"<table><caption>{escape(self.title)}</caption>{''.join(rows)}</table>"
 
 
@@ -150,7 +150,7 @@ def csv_text(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return out.getvalue()
 
 
-def _cell(text: str) -> str:
+def _entry(text: str) -> str:
     return text.replace("|", "/").replace("\n", " ")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,8 +17,7 @@ from ropescope.model.decoder import check_head
 from ropescope.model.head import headless, logits_of, positions_at_once
 from ropescope.model.windows import windows_protocol
 from ropescope.run.batching import batches_of
-from ropescope.run.engine import Cell, Cells
-from ropescope.run.progress import Steps
+from ropescope.run.engine import Cells, in_batches
 from ropescope.run.workers import workers_of
 
 if TYPE_CHECKING:
@@ -133,14 +131,10 @@ def perplexity(
         _check_finite(of_tokens, batch[0])
         return {"nats": of_tokens.sum(-1), "batch_size": np.full(len(batch), len(batch))}
 
-    def computed(names: Sequence[str], _: Steps) -> Iterator[tuple[str, Cell]]:
-        for batch, found in batches.run([units[name] for name in names], judged):
-            yield from batches.split(batch, found)
-
     cells = Cells("perplexity", "window", workers, progress)
     share = cells.shared({name: len(unit) for name, unit in units.items()})
     with undisturbed(model):
-        found = cells.everywhere(dict(share.found(computed)))
+        found = cells.everywhere(dict(share.found(in_batches(batches, units, judged))))
     facts = protocol(model, windows, stride, batch_size)
     if batch_size == AUTO:
         facts["batch_sizes"] = sorted({int(size) for cell in found.values() for size in cell["batch_size"]})

@@ -39,7 +39,7 @@ class Collection:
     """
 
     def __init__(self, card: RotaryCard, reducer: Reducer, length: int, count: int) -> None:
-        self.card, self.frame_length, self.cell_width = card, reducer.frames.frame_length, reducer.cell_width
+        self.card, self.frame_length, self.stretch = card, reducer.frames.frame_length, reducer.stretch
         self.kept = {
             stream: [
                 (rotation.layer, head) for rotation in card.layers for head in reducer.kept_heads(stream, rotation)
@@ -50,14 +50,14 @@ class Collection:
         self.batch_sizes: set[int] = set()
         self.norms: dict[str, np.ndarray] = {}
         layers, pairs = len(card.layers), max(rotation.pairing.pairs for rotation in card.layers)
-        bins, cells = self.frame_length // 2 + 1, -(-length // self.cell_width)
+        bins, stretches = self.frame_length // 2 + 1, -(-length // self.stretch)
         self.values, self.spectra, self.sounding = {}, {}, {}
         for stream in STREAMS:
             heads = max(rotation.heads if stream == QUERY else rotation.kv_heads for rotation in card.layers)
             self.values[stream] = np.empty((count, len(VARIABLES), layers, heads, pairs), dtype=np.float32)
             self.spectra[stream] = np.zeros((layers, heads, bins), dtype=np.int64)
             self.sounding[stream] = np.zeros((layers, heads, 1), dtype=np.int64)
-            self.norms[stream] = np.empty((0, len(self.kept[stream]), pairs, cells), dtype=np.float32)
+            self.norms[stream] = np.empty((0, len(self.kept[stream]), pairs, stretches), dtype=np.float32)
 
     def add(self, windows: Sequence[int], batch: Mapping[str, np.ndarray]) -> None:
         """Take in what :meth:`Reducer.batch` gave for these windows."""
@@ -118,4 +118,4 @@ class Collection:
     def _kept_norms(self, stream: str) -> KeptNorms:
         layer, head = np.array(self.kept[stream]).T
         norms = self.norms[stream][0]
-        return KeptNorms(layer, head, np.arange(norms.shape[-1]) * self.cell_width, norms)
+        return KeptNorms(layer, head, np.arange(norms.shape[-1]) * self.stretch, norms)

@@ -46,7 +46,7 @@ class KeptNorms:
     layer, head : integer arrays (kept)
         Model layer and head (key head for keys) of each entry.
     position : integer array (position)
-        Token index at the start of each cell; a long sequence is averaged into cells.
+        Token index at the start of each stretch; a long sequence is averaged over stretches.
     values : array (kept, pair, position)
         L2 norm of the pair, in the model's own units.
     """

@@ -7,7 +7,7 @@ is left of a window is kept at once where a file is asked for; processes that sh
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -31,8 +31,7 @@ from ropescope.model.identity import model_provenance
 from ropescope.model.probing import probe
 from ropescope.model.windows import windows_protocol
 from ropescope.run.batching import Batches, batches_of
-from ropescope.run.engine import Cell, Cells, Output
-from ropescope.run.progress import Steps
+from ropescope.run.engine import Cell, Cells, Output, in_batches
 from ropescope.run.workers import workers_of
 
 if TYPE_CHECKING:
@@ -42,7 +41,7 @@ if TYPE_CHECKING:
 
     from ropescope.base.axes import TokenIds
 
-_HEATMAP_CELLS = 512
+_HEATMAP_STRETCHES = 512
 
 
 def measure(
@@ -131,7 +130,7 @@ def measure(
         rotations={rotation.layer: rotation for rotation in card.layers},
         frames=frames,
         kept=_kept_heads(card, norm_heads),
-        cell_width=math.ceil(windows.shape[1] / _HEATMAP_CELLS),
+        stretch=math.ceil(windows.shape[1] / _HEATMAP_STRETCHES),
         ends_early=not _offloaded(model),
     )
     facts = _facts(model, windows, reducer, batch_size)
@@ -167,15 +166,10 @@ class _Pass:
         units = self.batches.units(len(self.windows))
         share = cells.shared({name: len(unit) for name, unit in units.items()})
         collection = Collection(card, self.reducer, self.windows.shape[1], share.total())
-        for name, cell in share.found(self._computed):
+        for name, cell in share.found(in_batches(self.batches, units, self._reduced, self._cells)):
             collection.add(units[name], cell)
         collection.share(cells.workers)
         return collection
-
-    def _computed(self, names: Sequence[str], _: Steps) -> Iterator[tuple[str, Cell]]:
-        units = self.batches.units(len(self.windows))
-        for batch, reduced in self.batches.run([units[name] for name in names], self._reduced):
-            yield from _cells(batch, reduced, self.batches)
 
     def _reduced(self, batch: list[int]) -> dict[str, np.ndarray]:
         """What the windows of a batch come to."""
@@ -186,13 +180,12 @@ class _Pass:
             _locate_non_finite(self.model, self.windows[batch])
         return {**self.reducer.batch(), "batch_size": np.full(len(batch), len(batch))}
 
-
-def _cells(batch: list[int], reduced: Cell, batches: Batches) -> Iterator[tuple[str, Cell]]:
-    """What is kept together: a batch of a given size, or each window of an automatic one."""
-    norms = {name: values for name, values in reduced.items() if name.endswith("_norms")}
-    by_window = {name: values for name, values in reduced.items() if name not in norms}
-    for name, rows in batches.split(batch, by_window):
-        yield name, rows | (norms if name == batches.name(0) else {})
+    def _cells(self, batch: list[int], reduced: Cell) -> Iterator[tuple[str, Cell]]:
+        """Norms are of the first window alone."""
+        norms = {name: values for name, values in reduced.items() if name.endswith("_norms")}
+        by_window = {name: values for name, values in reduced.items() if name not in norms}
+        for name, rows in self.batches.split(batch, by_window):
+            yield name, rows | (norms if name == self.batches.name(0) else {})
 
 
 def _run(model: PreTrainedModel, batch: TokenIds, handler: Any) -> None:

@@ -53,7 +53,7 @@ class Reducer:
         Frames of SpectrumFE.
     kept
         Query heads whose norms over the first window are kept, by layer.
-    cell_width
+    stretch
         Positions that one value of kept norms averages.
     ends_early
         Whether to raise :class:`PassEnded` after the last attention.
@@ -62,7 +62,7 @@ class Reducer:
     rotations: Mapping[int, LayerRotation]
     frames: Frames
     kept: Mapping[int, Sequence[int]]
-    cell_width: int
+    stretch: int
     ends_early: bool
     keeps_norms: bool = False
     values: dict[tuple[str, int], Tensor] = field(default_factory=dict)
@@ -91,7 +91,7 @@ class Reducer:
         for head in self.kept_heads(stream, rotation):
             # Every process takes part, whichever of them holds the head.
             mine = heads[head - held.start if held.start <= head < held.stop else 0]
-            norms = call.all_heads(_average_cells(pair_norms(mine, rotation.pairing).T, self.cell_width)[None], 0)
+            norms = call.all_heads(_averaged(pair_norms(mine, rotation.pairing).T, self.stretch)[None], 0)
             self.norms.setdefault(stream, []).append(norms[head // heads.shape[0]])
 
     def kept_heads(self, stream: str, rotation: LayerRotation) -> list[int]:
@@ -114,7 +114,7 @@ class Reducer:
         """The batch as arrays, layers with fewer heads or pairs padded with NaN.
 
         `query` and `key` are (window, variable, layer, head, pair), `query_spectra` and `key_spectra` (window, layer,
-        head, bin), and with the first window `query_norms` and `key_norms` (kept, pair, cell).
+        head, bin), and with the first window `query_norms` and `key_norms` (kept, pair, stretch).
         """
         found = {stream: _padded(self._of(self.values, stream)).swapaxes(0, 2) for stream in STREAMS}
         found |= {f"{stream}_spectra": _padded(self._of(self.spectra, stream)).swapaxes(0, 1) for stream in STREAMS}
@@ -174,6 +174,6 @@ def _mean_spectrum(power: Power, total: Tensor) -> Tensor:
     return mean
 
 
-def _average_cells(norms: Tensor, width: int) -> Tensor:
-    """Mean over cells of `width` positions; the last cell may hold fewer, (..., cell)."""
-    return torch.nn.functional.avg_pool1d(norms, width, ceil_mode=True)
+def _averaged(norms: Tensor, length: int) -> Tensor:
+    """Mean over stretches of `length` positions; the last may hold fewer, (..., stretch)."""
+    return torch.nn.functional.avg_pool1d(norms, length, ceil_mode=True)

@@ -288,6 +288,6 @@ def _span(first: str, last: str) -> str:
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(len(cell) for cell in column) for column in zip(header, *rows, strict=True)]
+    widths = [max(len(entry) for entry in column) for column in zip(header, *rows, strict=True)]
     lines = [header, *rows]
-    return ["  " + "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
+    return ["  " + "  ".join(entry.rjust(width) for entry, width in zip(line, widths, strict=True)) for line in lines]

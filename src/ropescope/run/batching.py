@@ -36,7 +36,7 @@ class Batches:
     _fitting: int = 0
 
     def units(self, windows: int) -> dict[str, range]:
-        """What is run and kept together to have the same bits again, by name: a batch, or each window alone."""
+        """The windows of every cell by its name, run together to have the same bits again: a batch, or each alone."""
         size = self.size if isinstance(self.size, int) else 1
         starts = range(0, windows, size)
         return {self.name(start): range(start, min(start + size, windows)) for start in starts}
@@ -44,7 +44,7 @@ class Batches:
     def split(
         self, batch: Sequence[int], by_window: Mapping[str, np.ndarray]
     ) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
-        """Arrays of a batch, windows along their first axis, as those of each unit in it, by the unit's name."""
+        """Arrays of a batch, windows along their first axis, as the cells that it holds, by name."""
         size = len(batch) if self.size != AUTO else 1
         for start in range(0, len(batch), size):
             rows = {name: values[start : start + size] for name, values in by_window.items()}
@@ -52,7 +52,7 @@ class Batches:
 
     @staticmethod
     def name(start: int) -> str:
-        """The name of the unit that begins with a window."""
+        """The name of the cell that begins with a window."""
         return f"windows-{start:06}"
 
     def run(self, units: Sequence[range], step: Callable[[list[int]], Found]) -> Iterator[tuple[list[int], Found]]:

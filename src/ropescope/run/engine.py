@@ -16,6 +16,7 @@ import numpy as np
 
 from ropescope.base.facts import finished
 from ropescope.base.files import check_target
+from ropescope.run.batching import Batches
 from ropescope.run.journal import Journal, drop_journal, journal_of, unseen
 from ropescope.run.progress import Steps
 from ropescope.run.progress import progress as steps_of
@@ -192,7 +193,8 @@ class Share:
         Parameters
         ----------
         compute
-            Gives the cells of the names that it gets, and may say what it is at; such as :func:`one_by_one` makes.
+            Gives the cells of the names that it gets, and may say what it is at; :func:`one_by_one` and
+            :func:`in_batches` make such.
         """
         for name in self.done:
             yield name, self.cells.known(name)
@@ -216,6 +218,31 @@ def one_by_one(compute: Callable[[str], Cell | None], describe: Callable[[str], 
         for name in names:
             steps.set_description(describe(name))
             yield name, compute(name)
+
+    return computed
+
+
+def in_batches(
+    batches: Batches,
+    units: Mapping[str, range],
+    step: Callable[[list[int]], Cell],
+    split: Callable[[list[int], Cell], Iterator[tuple[str, Cell]]] | None = None,
+) -> Compute:
+    """Compute windows in batches, as many at once as fit.
+
+    Parameters
+    ----------
+    batches, units
+        How many windows go together, and those of each cell, as `batches.units` gives them.
+    step
+        Gives arrays for the windows of a batch, windows along their first axis.
+    split
+        Gives the cells of a batch where an array is not by window; None is `batches.split`.
+    """
+
+    def computed(names: Sequence[str], _: Steps) -> Iterator[tuple[str, Cell | None]]:
+        for batch, found in batches.run([units[name] for name in names], step):
+            yield from (split or batches.split)(batch, found)
 
     return computed
 

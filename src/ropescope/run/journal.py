@@ -213,7 +213,8 @@ def _remove_stale(lock: Path) -> None:
             return
         aside = lock.with_name(f".{uuid4().hex}.lock")
         lock.rename(aside)
-        aside.unlink()
+        # One that has taken over in between holds what was moved.
+        aside.unlink() if aside.read_text() == content else aside.rename(lock)
     except (OSError, ValueError):
         return
 

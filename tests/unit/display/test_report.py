@@ -166,7 +166,7 @@ def test_facts_carry_reference_lines_wavelengths_and_the_first_view(page):
 def test_cells_are_joined_where_many_heads_are_kept(monkeypatch):
     data = stream_data(synthetic_result(kept=[(0, 1), (1, 0)], cells=32), "query")
     norms, position = data["norm"].values, data["position"].values
-    monkeypatch.setattr(content, "_NORM_CELLS", norms.size // 3 + 1)
+    monkeypatch.setattr(content, "_NORM_VALUES", norms.size // 3 + 1)
     values, starts = content._coarse_norms(data)
     np.testing.assert_allclose(values[..., 1], norms[..., 3:6].mean(-1), rtol=1e-6)
     np.testing.assert_allclose(values[..., -1], norms[..., 30:].mean(-1), rtol=1e-6)

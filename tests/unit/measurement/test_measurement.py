@@ -214,7 +214,7 @@ def test_norms_of_the_heads_asked_for_are_kept(
 
 
 def test_norms_of_long_sequences_are_averaged_over_cells(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measurement, "_HEATMAP_CELLS", 10)
+    monkeypatch.setattr(measurement, "_HEATMAP_STRETCHES", 10)
     model, windows = LLAMA.shared(), tokens(1, LENGTH)
     norm = measure(model, windows, norm_heads=[(1, 2)], **FRAMES)["query"].norm
     whole = pair_norms_of(received(model, windows)["query", 1][0, 2], "half-split", 0, 16)

@@ -12,7 +12,7 @@ from ropescope.model.probing import probe
 
 def test_a_batch_is_reduced_on_the_device_of_its_queries_and_keys() -> None:
     rotation = probe(LLAMA.shared()).layers[0]
-    reducer = Reducer({0: rotation}, Frames(16, 8, "hann"), {0: [3]}, cell_width=4, ends_early=False)
+    reducer = Reducer({0: rotation}, Frames(16, 8, "hann"), {0: [3]}, stretch=4, ends_early=False)
     reducer.begin(first_window=True)
     reducer(AttentionCall(0, *(torch.empty(2, heads, 48, 16, device="meta") for heads in (4, 2)), {}))
     found = [*reducer.values.values(), *reducer.spectra.values(), *reducer.norms["query"], *reducer.norms["key"]]

@@ -115,7 +115,7 @@ def colour_bar(figure: Figure, image: AxesImage, axes: Iterable[Axes], label: st
 
 
 def draw_norms(axes: Axes, data: xr.Dataset, place: tuple[int, int], stream: str) -> AxesImage:
-    """The kept norms of a head along the first sequence, pair by position, as bright as all but its loudest cells."""
+    """The kept norms of a head along the first sequence, pair by position, as bright as all but its loudest values."""
     norm = data[NORM].isel({KEPT: kept_heads(data, stream).index(place)}).transpose(PAIR, POSITION)
     position = norm[POSITION].values
     end = position[-1] + (position[-1] - position[-2] if len(position) > 1 else 1)

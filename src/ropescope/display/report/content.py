@@ -40,7 +40,7 @@ from ropescope.measurement.results import (
 )
 
 # Bytes for the kept norms of a stream, before compression: every head of a small model, some heads of a large one.
-_NORM_CELLS = 3 * 2**20
+_NORM_VALUES = 3 * 2**20
 DETAILS = ("mean_norm", "dc_share", "dominant_period", "peak_share")
 ENCODING = {
     "steps": STEPS,
@@ -104,7 +104,7 @@ def result_content(result: xr.DataTree, name: str, number: int) -> tuple[dict[st
 
 
 def sweep_content(data: xr.Dataset) -> list[dict[str, Any]]:
-    """Perplexity over alpha of every selection of a sweep, and of its controls; null where a cell was not asked for."""
+    """Perplexity over alpha of every selection of a sweep, and of its controls; null where one was not asked for."""
     return [_selection_content(data.sel({SELECTION: name})) for name in data[SELECTION].values]
 
 
@@ -171,20 +171,20 @@ def _norm_facts(data: xr.Dataset, stream: str, layers: list[int]) -> dict[str, A
     if NORM not in data or not data.sizes[KEPT]:
         return None
     _, position = _coarse_norms(data)
-    cell = position[1] - position[0] if len(position) > 1 else 1
+    stretch = position[1] - position[0] if len(position) > 1 else 1
     kept = zip(data["kept_layer"].values.tolist(), data[f"kept_{HEAD_AXIS[stream]}"].values.tolist(), strict=True)
     return {
         "heads": [[layers.index(layer), head] for layer, head in kept],
-        "cells": len(position),
+        "stretches": len(position),
         "start": int(position[0]),
-        "end": int(position[-1] + cell),
+        "end": int(position[-1] + stretch),
     }
 
 
 def _coarse_norms(data: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """Kept norms (kept, pair, position) and the first token of each cell, cells joined where many heads are kept."""
+    """Kept norms (kept, pair, position) and the first token of each stretch, joined where many heads are kept."""
     norms, position = data[NORM].values, data[POSITION].values
-    starts = np.arange(0, len(position), math.ceil(norms.size / _NORM_CELLS))
+    starts = np.arange(0, len(position), math.ceil(norms.size / _NORM_VALUES))
     sizes = np.diff([*starts, len(position)])
     return np.add.reduceat(norms, starts, axis=-1) / sizes, position[starts]
 

@@ -18,7 +18,7 @@ def encode_entropies(values: np.ndarray, present: np.ndarray) -> np.ndarray:
     r"""Pack entropies into 16 bits so that no comparison with a threshold changes.
 
     Thresholds are the multiples of 1/200. Each has a code of its own, and the open interval up to the next is cut into
-    326 equal cells with one code each: an entropy lies below, on or above a threshold exactly where its code does.
+    326 equal slots with one code each: an entropy lies below, on or above a threshold exactly where its code does.
 
     Parameters
     ----------
@@ -30,7 +30,7 @@ def encode_entropies(values: np.ndarray, present: np.ndarray) -> np.ndarray:
     Returns
     -------
     uint16 array, same shape
-        Decoding to the middle of the cell is wrong by at most 1 / (2 · 200 · 326) < 8e-6. 65534 stands for undefined,
+        Decoding to the middle of the slot is wrong by at most 1 / (2 · 200 · 326) < 8e-6. 65534 stands for undefined,
         65535 for a pair that the model does not have.
 
     Examples
@@ -42,8 +42,8 @@ def encode_entropies(values: np.ndarray, present: np.ndarray) -> np.ndarray:
     known = np.clip(np.nan_to_num(np.asarray(values, dtype=np.float64)), 0.0, 1.0)
     step = np.searchsorted(grid, known, side="right") - 1
     excess = known - grid[step]
-    cell = np.clip(np.floor(excess * STEPS * (CODES_PER_STEP - 1)), 0, CODES_PER_STEP - 2)
-    codes = CODES_PER_STEP * step + np.where(excess > 0, 1 + cell, 0).astype(np.int64)
+    slot = np.clip(np.floor(excess * STEPS * (CODES_PER_STEP - 1)), 0, CODES_PER_STEP - 2)
+    codes = CODES_PER_STEP * step + np.where(excess > 0, 1 + slot, 0).astype(np.int64)
     return np.where(~present, ABSENT, np.where(np.isnan(values), UNDEFINED, codes)).astype(np.uint16)
 
 

@@ -42,7 +42,7 @@ def change(data: xr.Dataset, *, resamples: int = 10_000, seed: int = 0) -> xr.Da
         `nats_change` (nats per token, which is the change of log perplexity) and `perplexity_change` over (selection,
         arm, alpha, estimate), against the baseline; `nats_against` and `perplexity_against` over (selection, control,
         alpha, estimate), selection minus control. `estimate` is "value", "low", "high". The arm and control "random"
-        is the mean over seeds of each window's nats. NaN where a cell was not asked for.
+        is the mean over seeds of each window's nats. NaN where an alpha was not asked for.
 
     Raises
     ------

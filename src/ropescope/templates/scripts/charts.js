@@ -92,7 +92,7 @@ function setRange(range, start, end) {
   range.setv({ start, end });
 }
 
-// The chosen cell, dark within light so that it shows on every colour.
+// The chosen place, dark within light so that it shows on every colour.
 function makeCellCursor(figure) {
   const boxes = [
     ["#ffffff", 5],
@@ -154,7 +154,7 @@ function formatNumber(value, digits = 3) {
 function onPoint(figure, describe, choose) {
   figure.on_event("mousemove", (event) => showTooltip(describe(event.x, event.y)));
   figure.on_event("mouseleave", () => showTooltip(""));
-  // two quick clicks on different cells come as a tap and a double tap
+  // two quick clicks on different places come as a tap and a double tap
   if (choose) for (const kind of ["tap", "doubletap"]) figure.on_event(kind, (event) => choose(event.x, event.y));
 }
 

@@ -21,9 +21,9 @@ async function inflate(text) {
 
 function decodeEntropy(code) {
   if (code >= undefinedCode) return NaN;
-  const cell = code % codes_per_step;
-  const within = cell ? (cell - 0.5) / (codes_per_step - 1) : 0;
-  return ((code - cell) / codes_per_step + within) / steps;
+  const slot = code % codes_per_step;
+  const within = slot ? (slot - 0.5) / (codes_per_step - 1) : 0;
+  return ((code - slot) / codes_per_step + within) / steps;
 }
 
 const entropies = Float64Array.from({ length: 65536 }, (_, code) => decodeEntropy(code));

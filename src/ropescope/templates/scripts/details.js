@@ -74,10 +74,10 @@ function drawNorms() {
   element("norms-missing").hidden = kept >= 0;
   norms().shown = kept;
   if (kept < 0) return explainMissingNorms();
-  const { cells, start, end } = view.facts.norms;
-  const codes = view.read.norms.codes.subarray(kept * view.pairs * cells, (kept + 1) * view.pairs * cells);
+  const { stretches, start, end } = view.facts.norms;
+  const codes = view.read.norms.codes.subarray(kept * view.pairs * stretches, (kept + 1) * view.pairs * stretches);
   norms().values = Float32Array.from(codes, (code) => (code === byte_missing ? NaN : code / byte_top));
-  norms().image.show(norms().values, view.pairs, cells, [start, end]);
+  norms().image.show(norms().values, view.pairs, stretches, [start, end]);
   element("norms-note").textContent =
     `First sequence; brightest ${formatNumber(view.read.norms.limits[kept], 2)} and above. Framed: the chosen pair.`;
 }
@@ -152,13 +152,13 @@ function drawNormsCursor() {
 
 function describeNorm(x, y) {
   if (norms().shown < 0) return "";
-  const { cells, start, end } = view.facts.norms;
-  const cell = Math.floor(((x - start) / (end - start)) * cells),
+  const { stretches, start, end } = view.facts.norms;
+  const stretch = Math.floor(((x - start) / (end - start)) * stretches),
     pair = clamp(y, view.pairs);
-  const value = norms().values[pair * cells + cell] * view.read.norms.limits[norms().shown];
-  return cell < 0 || cell >= cells
+  const value = norms().values[pair * stretches + stretch] * view.read.norms.limits[norms().shown];
+  return stretch < 0 || stretch >= stretches
     ? ""
-    : `pair ${pair} · position ${Math.round(start + (cell * (end - start)) / cells)}\nnorm ${formatNumber(value, 2)}`;
+    : `pair ${pair} · position ${Math.round(start + (stretch * (end - start)) / stretches)}\nnorm ${formatNumber(value, 2)}`;
 }
 
 function describeBin(x) {

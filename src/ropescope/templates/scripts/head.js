@@ -132,7 +132,7 @@ function drawCurveCursor(entropy) {
 }
 
 function drawPair() {
-  element("cell").textContent = describePair(state.pair);
+  element("pair").textContent = describePair(state.pair);
   element("facts").replaceChildren(...pairFacts(state.pair).map(([label, text]) => factRow(label, text)));
 }
 
@@ -199,11 +199,11 @@ function drawTable() {
       held,
     ];
   });
-  element("values-table").replaceChildren(tableRow("th", header), ...rows.map((cells) => tableRow("td", cells)));
+  element("values-table").replaceChildren(tableRow("th", header), ...rows.map((entries) => tableRow("td", entries)));
 }
 
-function tableRow(tag, cells) {
+function tableRow(tag, entries) {
   const row = document.createElement("tr");
-  row.append(...cells.map((text) => textElement(tag, text)));
+  row.append(...entries.map((text) => textElement(tag, text)));
   return row;
 }
