@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from ropescope.interventions.selection import matched_random as matched_random
     from ropescope.interventions.selection import select as select
     from ropescope.interventions.weighting import weighted_rope as weighted_rope
+    from ropescope.measurement.importance import importance as importance
     from ropescope.measurement.labelling import label_pairs as label_pairs
     from ropescope.measurement.measure import measure as measure
     from ropescope.measurement.results import joined as joined
@@ -97,6 +98,7 @@ _HOME = {
     "localise": "analysis.places",
     "sequence_fe": "base.entropy",
     "white_noise_entropy": "base.entropy",
+    "importance": "measurement.importance",
     "report": "display.report.writing",
     "label_pairs": "measurement.labelling",
     "variable_map": "display.figures.maps",

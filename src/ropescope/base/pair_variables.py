@@ -72,7 +72,35 @@ MEASURED = (
     PairVariable("peak_share", "peak share", text="share of SequenceFE's power in its strongest bin, 0 to 1"),
 )
 ENTROPIES = ("spectrum_fe", "sequence_fe")
-_registered = {variable.name: variable for variable in MEASURED}
+WORTH = (
+    PairVariable(
+        "fisher",
+        "importance",
+        "nat/token",
+        text="mean squared derivative of the log-likelihood of tokens drawn from the model with respect to the pair's "
+        "scale, over the tokens of a window; half of it is what the loss of the pair costs in KL divergence",
+    ),
+    PairVariable(
+        "gradient",
+        "loss gradient",
+        "nat/token",
+        text="derivative of the text's negative log-likelihood with respect to the pair's scale; negative where the "
+        "loss falls as the pair is turned up",
+    ),
+    PairVariable(
+        "rotation_fisher",
+        "rotation importance",
+        "nat/token",
+        text="as importance, with respect to the share of its rotation that a key head's group loses in the pair",
+    ),
+    PairVariable(
+        "rotation_gradient",
+        "rotation gradient",
+        "nat/token",
+        text="as loss gradient, with respect to the share of its rotation that a key head's group loses in the pair",
+    ),
+)
+_registered = {variable.name: variable for variable in (*MEASURED, *WORTH)}
 
 
 def register(variable: PairVariable) -> PairVariable:

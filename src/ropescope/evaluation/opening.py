@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ from ropescope.base.netcdf import schema_of
 from ropescope.evaluation.sweep.dataset import SWEEP
 from ropescope.evaluation.tasks.dataset import TASKS
 from ropescope.interventions.masks import PairMask
+from ropescope.measurement.results import IMPORTANCE
 from ropescope.measurement.results import load as load_measurement
 
 _MASK = ".safetensors"
@@ -20,12 +23,12 @@ def load(path: str | Path) -> Any:
     Parameters
     ----------
     path
-        What `measure`, `sweep`, `tasks` or `select` wrote.
+        What `measure`, `importance`, `sweep`, `tasks` or `select` wrote.
 
     Returns
     -------
     xarray.DataTree, xarray.Dataset or PairMask
-        A measurement is a tree, a sweep or scores of tasks a dataset, a ``.safetensors`` file a mask.
+        A measurement, and importance, is a tree, a sweep or scores of tasks a dataset, a ``.safetensors`` file a mask.
 
     Raises
     ------
@@ -38,5 +41,6 @@ def load(path: str | Path) -> Any:
     """
     if Path(path).suffix == _MASK:
         return PairMask.load(path)
-    kinds = {SWEEP.name: SWEEP.load, TASKS.name: TASKS.load}
-    return kinds.get(schema_of(path) or "", load_measurement)(path)
+    importance = partial(load_measurement, schema=IMPORTANCE)
+    kinds: dict[str, Callable[[Path], Any]] = {SWEEP.name: SWEEP.load, TASKS.name: TASKS.load, IMPORTANCE: importance}
+    return kinds.get(schema_of(path) or "", load_measurement)(Path(path))

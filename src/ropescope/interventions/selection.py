@@ -37,7 +37,9 @@ _COMPARISONS: Mapping[type, Callable[[Any, Any], Any]] = {
 }
 
 
-def select(result: xr.DataTree, expression: str, *others: xr.DataTree) -> PairMask:
+def select(
+    result: xr.DataTree, expression: str, *others: xr.DataTree, importance: xr.DataTree | None = None
+) -> PairMask:
     """Select the pairs of a result for which an expression holds, each stream by its own values.
 
     Parameters
@@ -52,6 +54,9 @@ def select(result: xr.DataTree, expression: str, *others: xr.DataTree) -> PairMa
         of other measurements count too.
     others
         Measurements of the same pairs, whose registered variables the expression may name.
+    importance
+        One of them, what :func:`ropescope.importance` gave: `fisher`, `gradient`, `rotation_fisher` and
+        `rotation_gradient`, mean over its windows.
 
     Returns
     -------
@@ -72,7 +77,7 @@ def select(result: xr.DataTree, expression: str, *others: xr.DataTree) -> PairMa
     >>> mask = select(result, "spectrum_fe > 0.4 or sequence_fe < 0.6")  # doctest: +SKIP
     """
     expression = " ".join(expression.split())
-    result = joined(result, *others)
+    result = joined(result, *others, *([] if importance is None else [importance]))
     tree = _parse(NAMED.get(expression, expression))
     streams = {}
     for stream in STREAMS:

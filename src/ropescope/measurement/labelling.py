@@ -12,8 +12,9 @@ import xarray as xr
 
 from ropescope.base.axes import BIN, HEAD_AXIS, KEY, LAYER, PAIR, POSITION, QUERY, SEQUENCE, STREAMS
 from ropescope.base.errors import InputError, did_you_mean
-from ropescope.base.pair_variables import MEASURED, PairVariable, pair_variables
+from ropescope.base.pair_variables import MEASURED, WORTH, PairVariable, pair_variables
 from ropescope.measurement.results import (
+    IMPORTANCE,
     KEPT,
     MEAN_SPECTRUM,
     NORM,
@@ -152,6 +153,25 @@ def label_pairs(values: Mapping[str, Mapping[str, Mapping[int, Any]]]) -> xr.Dat
         for stream in STREAMS
     }
     return xr.DataTree.from_dict(groups)
+
+
+def label_importance(
+    values: Mapping[str, np.ndarray], layers: Sequence[int], provenance: Mapping[str, object]
+) -> xr.DataTree:
+    """Label what :func:`ropescope.importance` found: by stream an array (sequence, variable, layer, head, pair)."""
+    groups = {}
+    for stream in STREAMS:
+        dims = (SEQUENCE, LAYER, HEAD_AXIS[stream], PAIR)
+        sequences, _, _, heads, pairs = values[stream].shape
+        variables = {
+            each.name: (dims, values[stream][:, row], attributes_of(each.label, each.unit, each.text))
+            for row, each in enumerate(WORTH)
+        }
+        sizes = dict(zip(dims, (range(sequences), layers, range(heads), range(pairs)), strict=True))
+        groups[f"/{stream}"] = xr.Dataset(variables, {name: _coordinate(name, at) for name, at in sizes.items()})
+    tree = xr.DataTree.from_dict(groups)
+    tree.attrs = {"schema": IMPORTANCE, "schema_version": 1, "provenance": _to_json(provenance)}
+    return tree
 
 
 def _padded(variable: PairVariable, stream: str, layers: Mapping[int, Any]) -> xr.DataArray:

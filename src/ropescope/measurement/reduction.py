@@ -116,15 +116,15 @@ class Reducer:
         `query` and `key` are (window, variable, layer, head, pair), `query_spectra` and `key_spectra` (window, layer,
         head, bin), and with the first window `query_norms` and `key_norms` (kept, pair, stretch).
         """
-        found = {stream: _padded(self._of(self.values, stream)).swapaxes(0, 2) for stream in STREAMS}
-        found |= {f"{stream}_spectra": _padded(self._of(self.spectra, stream)).swapaxes(0, 1) for stream in STREAMS}
-        return found | {f"{stream}_norms": _padded(norms) for stream, norms in self.norms.items()}
+        found = {stream: padded(self._of(self.values, stream)).swapaxes(0, 2) for stream in STREAMS}
+        found |= {f"{stream}_spectra": padded(self._of(self.spectra, stream)).swapaxes(0, 1) for stream in STREAMS}
+        return found | {f"{stream}_norms": padded(norms) for stream, norms in self.norms.items()}
 
     def _of(self, tensors: Mapping[tuple[str, int], Tensor], stream: str) -> list[Tensor]:
         return [tensors[stream, layer] for layer in self.rotations]
 
 
-def _padded(tensors: Sequence[Tensor]) -> np.ndarray:
+def padded(tensors: Sequence[Tensor]) -> np.ndarray:
     """Tensors of different sizes on top of each other, NaN where one has fewer."""
     shape = np.max([tuple(tensor.shape) for tensor in tensors], axis=0)
     stacked = np.full((len(tensors), *shape), np.nan, dtype=np.float32)

@@ -14,13 +14,17 @@ import xarray as xr
 
 from ropescope.base.axes import BIN, HEAD_AXIS, LAYER, PAIR, SEQUENCE, STREAMS
 from ropescope.base.errors import InputError, ResultError, did_you_mean
+from ropescope.base.facts import listed, other_model
 from ropescope.base.files import check_target, written_whole
 from ropescope.base.netcdf import check_source, read_attributes, reading
-from ropescope.base.pair_variables import MEASURED, PairVariable, pair_variables
+from ropescope.base.pair_variables import MEASURED, WORTH, PairVariable, pair_variables
 from ropescope.measurement.periods import agreed_period
 
 SCHEMA = "ropescope-measurement"
 SCHEMA_VERSION = 2
+IMPORTANCE = "ropescope-importance"
+_VERSIONS = {SCHEMA: SCHEMA_VERSION, IMPORTANCE: 1}
+_COMMANDS = {SCHEMA: "measure", IMPORTANCE: "importance"}
 ROTARY = "rotary"
 KEPT = "kept"
 NORM = "norm"
@@ -120,7 +124,8 @@ def joined(result: xr.DataTree, *others: xr.DataTree) -> xr.DataTree:
     Raises
     ------
     InputError
-        Another tree has other layers, heads or pairs, no registered variable, or one that the result has already.
+        Another tree has other layers, heads or pairs, no registered variable, or one that the result has already, or
+        says that it is of another model.
 
     Examples
     --------
@@ -129,11 +134,23 @@ def joined(result: xr.DataTree, *others: xr.DataTree) -> xr.DataTree:
     """
     groups = {name: node.to_dataset() for name, node in result.children.items()}
     for other in others:
+        _check_same_model(result, other)
         for stream in STREAMS:
             groups[stream] = groups[stream].assign(_further(groups[stream], stream_data(other, stream), stream))
     tree = xr.DataTree.from_dict({f"/{name}": data for name, data in groups.items()})
     tree.attrs = result.attrs
     return tree
+
+
+def _check_same_model(result: xr.DataTree, other: xr.DataTree) -> None:
+    if "provenance" not in result.attrs or "provenance" not in other.attrs:
+        return
+    ours, theirs = (provenance(tree).get("model", {}) for tree in (result, other))
+    if differing := other_model(ours, theirs):
+        raise InputError(
+            f"cannot join a measurement of another model ({theirs.get('id')}) to one of {ours.get('id')}: other "
+            f"{listed(differing)}; measure both on one"
+        )
 
 
 def further_variables(data: xr.Dataset) -> list[PairVariable]:
@@ -203,15 +220,22 @@ def save(result: xr.DataTree, path: str | Path, *, overwrite: bool = True) -> Pa
     --------
     >>> save(result, "qwen3.nc")  # doctest: +SKIP
     """
-    _check_layout(result, "result to save")
+    schema = result.attrs.get("schema")
+    _check_layout(result, "result to save", schema if schema in _VERSIONS else SCHEMA)
     target = check_target(path, overwrite=overwrite)
     with written_whole(target) as partial:
         _write(result, partial)
     return target
 
 
-def load(path: str | Path) -> xr.DataTree:
+def load(path: str | Path, schema: str = SCHEMA) -> xr.DataTree:
     """Read a result file fully into memory and close it.
+
+    Parameters
+    ----------
+    path
+    schema
+        What it must hold: a measurement, or importance.
 
     Raises
     ------
@@ -220,18 +244,18 @@ def load(path: str | Path) -> xr.DataTree:
     UnreadableError
         Another process holds the file open for writing, it may not be read, or the disk fails.
     """
-    with reading(Path(path), "measure again"):
+    with reading(Path(path), _again(schema)):
         check_source(Path(path))
         read_attributes(Path(path))
         with closing(xr.open_datatree(path, engine="h5netcdf", decode_times=False)) as opened:
             tree = _without_encoding(opened.load())
-    _check_layout(tree, str(path))
+    _check_layout(tree, str(path), schema)
     tree.attrs["schema_version"] = int(tree.attrs["schema_version"])
     return tree
 
 
 def recorded_facts(result: xr.DataTree) -> dict[str, Any]:
-    """The facts that a measurement was made from."""
+    """The facts that a result was made from."""
     found = provenance(result)
     found.get("parameters", {}).pop("batch_sizes", None)
     return found
@@ -243,39 +267,46 @@ def attributes_of(long_name: str, units: str, description: str | None = None) ->
     return {name: text for name, text in given.items() if text is not None}
 
 
-def _check_layout(tree: xr.DataTree, source: str) -> None:
-    if tree.attrs.get("schema") != SCHEMA:
+def _check_layout(tree: xr.DataTree, source: str, schema: str) -> None:
+    if tree.attrs.get("schema") != schema:
+        kind = "ropescope result" if schema == SCHEMA else "file of importance"
         raise ResultError(
-            f"{source} is not a ropescope result: its schema is {tree.attrs.get('schema')!r}, "
-            f"not {SCHEMA!r}; give a file written by 'ropescope measure'"
+            f"{source} is not a {kind}: its schema is {tree.attrs.get('schema')!r}, "
+            f"not {schema!r}; give a file written by 'ropescope {_COMMANDS[schema]}'"
         )
-    _check_version(tree.attrs.get("schema_version"), source)
-    for group, variables in _layout().items():
+    _check_version(tree.attrs.get("schema_version"), source, schema)
+    for group, variables in _layout(schema).items():
         found = tree.children[group].to_dataset() if group in tree.children else xr.Dataset()
         for name, dims in variables.items():
             if name not in found or found[name].dims != dims:
                 got = f"dims {found[name].dims}" if name in found else "no such variable"
-                raise ResultError(f"{source}: {group}/{name} must have dims {dims}, got {got}; measure again")
+                raise ResultError(f"{source}: {group}/{name} must have dims {dims}, got {got}; {_again(schema)}")
     provenance(tree)
 
 
-def _check_version(version: Any, source: str) -> None:
-    if version == SCHEMA_VERSION:
+def _again(schema: str) -> str:
+    return "measure again" if schema == SCHEMA else "run 'ropescope importance' again"
+
+
+def _check_version(version: Any, source: str, schema: str) -> None:
+    ours = _VERSIONS[schema]
+    if version == ours:
         return
-    newer = isinstance(version, (int, np.integer)) and version > SCHEMA_VERSION
-    remedy = "upgrade ropescope" if newer else "measure again"
-    raise ResultError(f"{source} has schema version {version}; this ropescope reads version {SCHEMA_VERSION}: {remedy}")
+    newer = isinstance(version, (int, np.integer)) and version > ours
+    remedy = "upgrade ropescope" if newer else _again(schema)
+    raise ResultError(f"{source} has schema version {version}; this ropescope reads version {ours}: {remedy}")
 
 
-def _layout() -> dict[str, dict[str, tuple[str, ...]]]:
+def _layout(schema: str) -> dict[str, dict[str, tuple[str, ...]]]:
+    of_pairs = MEASURED if schema == SCHEMA else WORTH
     layout: dict[str, dict[str, tuple[str, ...]]] = {
-        stream: {
-            **dict.fromkeys([variable.name for variable in MEASURED], (SEQUENCE, LAYER, HEAD_AXIS[stream], PAIR)),
-            MEAN_SPECTRUM: (LAYER, HEAD_AXIS[stream], BIN),
-        }
+        stream: dict.fromkeys([variable.name for variable in of_pairs], (SEQUENCE, LAYER, HEAD_AXIS[stream], PAIR))
         for stream in STREAMS
     }
-    return layout | {ROTARY: {name: meaning[3] for name, meaning in ROTARY_VARIABLES.items()}}
+    if schema == IMPORTANCE:
+        return layout
+    spectra = {stream: {**layout[stream], MEAN_SPECTRUM: (LAYER, HEAD_AXIS[stream], BIN)} for stream in STREAMS}
+    return spectra | {ROTARY: {name: meaning[3] for name, meaning in ROTARY_VARIABLES.items()}}
 
 
 def _without_encoding(tree: xr.DataTree) -> xr.DataTree:

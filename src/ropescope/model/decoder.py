@@ -28,6 +28,24 @@ def decoder_of(model: PreTrainedModel) -> Any:
     return found if isinstance(found, PreTrainedModel) else model.base_model
 
 
+def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
+    """The decoder's layers in order, each of which takes hidden states and gives them on.
+
+    Raises
+    ------
+    ModelError
+        If it has none that transformers marks as such.
+    """
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    layers: list[nn.Module] = [
+        module for module in decoder_of(model).modules() if isinstance(module, GradientCheckpointingLayer)
+    ]
+    if not layers:
+        raise ModelError(f"{type(model).__name__} has no layers that can be run by themselves; leave checkpointing out")
+    return layers
+
+
 def check_model(model: PreTrainedModel) -> None:
     """Raise ModelError unless `model` is a transformers model, itself, that runs on token ids alone."""
     inner = getattr(model, "module", None)
