@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from ropescope.evaluation.tasks.evaluating import evaluate_tasks as evaluate_tasks
     from ropescope.evaluation.tasks.harness import TaskProtocol as TaskProtocol
     from ropescope.evaluation.tasks.table import tasks_table as tasks_table
+    from ropescope.evaluation.validation import validate_importance as validate_importance
     from ropescope.interventions.baking import bake as bake
     from ropescope.interventions.derotation import derotated as derotated
     from ropescope.interventions.masks import PairMask as PairMask
@@ -99,6 +100,7 @@ _HOME = {
     "sequence_fe": "base.entropy",
     "white_noise_entropy": "base.entropy",
     "importance": "measurement.importance",
+    "validate_importance": "evaluation.validation",
     "report": "display.report.writing",
     "label_pairs": "measurement.labelling",
     "variable_map": "display.figures.maps",

@@ -129,3 +129,58 @@ def resampled_sums(
             times = random.multinomial(size, np.full(size, 1 / size), size=stop - start)
             total[start:stop] += times.astype(np.float64) @ members
     return total
+
+
+def bootstrapped(
+    statistic: Callable[..., float], *arrays: np.ndarray, resamples: int = 2000, seed: int = 0
+) -> np.ndarray:
+    """A statistic with its 95 % percentile bootstrap over units drawn with replacement, (estimate).
+
+    Parameters
+    ----------
+    statistic
+        Takes the arrays, gives a number.
+    arrays
+        Of one length along the first axis, which is of units; they are drawn together.
+    resamples
+        Draws, at least 1.
+    seed
+        Seed of NumPy's default generator.
+
+    Returns
+    -------
+    array (estimate)
+        Value, low and high; all NaN with fewer than three units.
+
+    Examples
+    --------
+    >>> bootstrapped(np.mean, np.array([1.0, 2.0, 3.0]), resamples=100).round(1).tolist()
+    [2.0, 1.0, 3.0]
+    """
+    count = len(arrays[0])
+    if count < _LEAST_UNITS:
+        return np.full(len(ESTIMATES), np.nan)
+    random = np.random.default_rng(seed)
+    places = random.integers(count, size=(resamples, count))
+    draws = [statistic(*(array[drawn] for array in arrays)) for drawn in places]
+    return np.array([statistic(*arrays), *np.nanquantile(draws, TAILS)])
+
+
+def rank_correlation(first: np.ndarray, other: np.ndarray) -> float:
+    """Spearman's rank correlation, equal values at the mean of their ranks; NaN where either side does not vary.
+
+    Examples
+    --------
+    >>> rank_correlation(np.array([1.0, 2.0, 3.0]), np.array([1.0, 4.0, 9.0]))
+    1.0
+    """
+    ranks = [_ranks(values) for values in (first, other)]
+    centred = [rank - rank.mean() for rank in ranks]
+    size = float(np.sqrt((centred[0] ** 2).sum() * (centred[1] ** 2).sum()))
+    return float((centred[0] * centred[1]).sum() / size) if size > 0 else np.nan
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
+    middle: np.ndarray = np.cumsum(counts) - (counts - 1) / 2
+    return middle[places]

@@ -10,6 +10,7 @@ from typing import Any
 from ropescope.base.netcdf import schema_of
 from ropescope.evaluation.sweep.dataset import SWEEP
 from ropescope.evaluation.tasks.dataset import TASKS
+from ropescope.evaluation.validation import VALIDATION
 from ropescope.interventions.masks import PairMask
 from ropescope.measurement.results import IMPORTANCE
 from ropescope.measurement.results import load as load_measurement
@@ -43,4 +44,5 @@ def load(path: str | Path) -> Any:
         return PairMask.load(path)
     importance = partial(load_measurement, schema=IMPORTANCE)
     kinds: dict[str, Callable[[Path], Any]] = {SWEEP.name: SWEEP.load, TASKS.name: TASKS.load, IMPORTANCE: importance}
+    kinds[VALIDATION.name] = VALIDATION.load
     return kinds.get(schema_of(path) or "", load_measurement)(Path(path))

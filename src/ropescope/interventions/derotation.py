@@ -18,7 +18,7 @@ from ropescope.base.rotary import turn
 from ropescope.interventions.fitting import fitting_card
 from ropescope.interventions.masks import PairMask
 from ropescope.model.access import frequency_in_force
-from ropescope.model.attention import AttentionCall, intercepted
+from ropescope.model.attention import AttentionCall, Handler, intercepted
 from ropescope.model.card import RotaryCard
 from ropescope.model.decoder import decoder_of
 from ropescope.model.identity import announced
@@ -67,7 +67,17 @@ def derotated(model: PreTrainedModel, mask: PairMask, *, strength: float = 1.0) 
     ...     model(input_ids).logits
     """
     check_share("strength", strength)
-    card = fitting_card(model, mask)
+    turn_back = turning_back(model, fitting_card(model, mask), mask, strength)
+    guard = decoder_of(model).register_forward_pre_hook(_refuse_static_cache, with_kwargs=True)
+    try:
+        with announced(model, f"derotated {mask.digest()[:_DIGEST]} by {strength}"), intercepted(model, turn_back):
+            yield
+    finally:
+        guard.remove()
+
+
+def turning_back(model: PreTrainedModel, card: RotaryCard, mask: PairMask, strength: float) -> Handler:
+    """What :func:`derotated` puts at every attention, for a mask that fits the card."""
     chosen = _derotated_pairs(card, mask) if strength > 0 else {}
     frequencies = {rotation.layer: frequency_in_force(model, rotation) for rotation in card.layers}
     pairings = {rotation.layer: rotation.pairing for rotation in card.layers}
@@ -85,12 +95,7 @@ def derotated(model: PreTrainedModel, mask: PairMask, *, strength: float = 1.0) 
         query = turn(grouped, cos[:, None, newest], sin[:, None, newest], pairing).flatten(1, 2)
         return query, turn(call.key, cos, sin, pairing)
 
-    guard = decoder_of(model).register_forward_pre_hook(_refuse_static_cache, with_kwargs=True)
-    try:
-        with announced(model, f"derotated {mask.digest()[:_DIGEST]} by {strength}"), intercepted(model, turn_back):
-            yield
-    finally:
-        guard.remove()
+    return turn_back
 
 
 def rotation_kept(model: PreTrainedModel, mask: PairMask, alpha: float) -> AbstractContextManager[None]:

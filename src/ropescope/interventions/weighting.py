@@ -20,7 +20,7 @@ from ropescope.base.axes import KEY, QUERY
 from ropescope.base.errors import InputError
 from ropescope.interventions.fitting import fitting_card
 from ropescope.interventions.masks import PairMask
-from ropescope.model.attention import AttentionCall, intercepted
+from ropescope.model.attention import AttentionCall, Handler, intercepted
 from ropescope.model.card import LayerRotation, RotaryCard
 from ropescope.model.identity import announced
 
@@ -76,16 +76,21 @@ def weighted_rope(
     >>> with weighted_rope(model, mask, alpha=0.1):  # doctest: +SKIP
     ...     model.generate(**inputs)
     """
-    card = fitting_card(model, mask)
+    scale = scaling(fitting_card(model, mask), mask, alpha, allow_any_alpha)
+    what = f"weighted_rope of {mask.digest()[:_DIGEST]} at {_written(alpha)}"
+    with announced(model, what), intercepted(model, scale):
+        yield
+
+
+def scaling(card: RotaryCard, mask: PairMask, alpha: Alpha, allow_any_alpha: bool = False) -> Handler:
+    """What :func:`weighted_rope` puts at every attention, for a mask that fits the card."""
     weights = query_weights(card, mask, alpha, allow_any_alpha)
 
     def scale(call: AttentionCall) -> tuple[Tensor, Tensor] | None:
         weight = weights.get(call.layer)
         return None if weight is None else (call.query * _on(weight[call.heads], call.query), call.key)
 
-    what = f"weighted_rope of {mask.digest()[:_DIGEST]} at {_written(alpha)}"
-    with announced(model, what), intercepted(model, scale):
-        yield
+    return scale
 
 
 def query_weights(card: RotaryCard, mask: PairMask, alpha: Alpha, allow_any_alpha: bool = False) -> dict[int, Tensor]:

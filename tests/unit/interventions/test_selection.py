@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from ropescope.base.axes import HEAD_AXIS
 from ropescope.base.errors import InputError
-from ropescope.base.pair_variables import MEASURED, PLACES
+from ropescope.base.pair_variables import MEASURED, PLACES, WORTH
 from ropescope.base.selections import NAMED
 from ropescope.interventions.masks import PairMask
 from ropescope.interventions.selection import lowest_norm, matched_random, select
@@ -335,7 +335,8 @@ READS_LIKE = (
     "a selection reads like 'spectrum_fe < 0.2 and layer >= 4', or is one of bands, spectrum-outliers, periodic, "
     "table1, silent"
 )
-ALLOWED = ", ".join(NAMES)
+# Importance is known by name everywhere, whatever a result holds.
+ALLOWED = ", ".join((*PAIR_VARIABLES, *(variable.name for variable in WORTH), *PLACES))
 PARTS = "use names, numbers, comparisons, and, or, not, or one of bands, spectrum-outliers, periodic, table1, silent"
 
 
