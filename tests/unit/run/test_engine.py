@@ -143,7 +143,7 @@ def test_every_kind_of_array_comes_back_bit_for_bit(tmp_path: Path) -> None:
             assert found[name].tobytes() == array.tobytes()
 
 
-def test_each_cell_is_kept_before_the_next_is_begun(tmp_path: Path) -> None:
+def test_each_cell_is_kept_before_it_is_given_and_the_next_is_begun(tmp_path: Path) -> None:
     path = tmp_path / "out.json"
 
     def computed(names: Sequence[str], steps: Steps) -> Iterator[tuple[str, Cell]]:
@@ -152,7 +152,8 @@ def test_each_cell_is_kept_before_the_next_is_begun(tmp_path: Path) -> None:
             yield name, {"number": np.zeros(1)}
 
     def make(cells: Cells) -> Numbers:
-        assert len(list(cells.shared(dict.fromkeys(NAMES, 1)).found(computed))) == len(NAMES)
+        found = cells.shared(dict.fromkeys(NAMES, 1)).found(computed)
+        assert [(journal_folder(path) / f"{name}.safetensors").is_file() for name, _ in found] == [True] * len(NAMES)
         return {"facts": FACTS, "numbers": {}}
 
     output(path).finished_or_made(Cells("keep", "cell", Workers()), make)
