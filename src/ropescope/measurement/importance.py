@@ -6,7 +6,6 @@ processes that share the windows meet at the end only.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -17,10 +16,9 @@ import numpy as np
 import torch
 
 from ropescope.base.arguments import AUTO, BatchSize, check_at_least
-from ropescope.base.axes import QUERY, STREAMS
+from ropescope.base.axes import STREAMS
 from ropescope.base.errors import InputError
 from ropescope.base.facts import versions
-from ropescope.base.pair_variables import WORTH
 from ropescope.measurement.backward import Felt, importance_of
 from ropescope.measurement.labelling import label_importance
 from ropescope.measurement.results import IMPORTANCE, load, recorded_facts, save
@@ -32,8 +30,7 @@ from ropescope.model.identity import model_provenance
 from ropescope.model.probing import probe
 from ropescope.model.windows import windows_protocol
 from ropescope.run.batching import Batches, batches_of
-from ropescope.run.engine import Cell, Cells, Output
-from ropescope.run.progress import Steps
+from ropescope.run.engine import Cells, Output, in_batches
 from ropescope.run.workers import Lockstep, Workers, workers_of
 
 if TYPE_CHECKING:
@@ -43,7 +40,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from ropescope.base.axes import TokenIds
-    from ropescope.model.card import RotaryCard
 
 
 def importance(
@@ -154,7 +150,7 @@ def importance(
     )
 
     def made(cells: Cells) -> xr.DataTree:
-        values, sizes = run.collected(cells, card)
+        values, sizes = run.collected(cells)
         used = {"batch_sizes": sizes} if batch_size == AUTO else {}
         provenance = {**facts, "parameters": {**facts["parameters"], **used}, "created": cells.begun()}
         return label_importance(values, [rotation.layer for rotation in card.layers], provenance)
@@ -174,21 +170,13 @@ class _Pass:
     batches: Batches
     felt: Felt
 
-    def collected(self, cells: Cells, card: RotaryCard) -> tuple[dict[str, np.ndarray], list[int]]:
+    def collected(self, cells: Cells) -> tuple[dict[str, np.ndarray], list[int]]:
         """By stream (window, variable, layer, head, pair) in every process, and which batch sizes were used."""
         units = self.batches.units(len(self.windows))
         share = cells.shared({name: len(unit) for name, unit in units.items()})
-        found = dict(share.found(self._computed))
-        here = [window for name in found for window in units[name]]
-        order = np.argsort(cells.workers.joined(np.array(here, dtype=np.int64)))
-        values = {stream: cells.workers.joined(_stacked(found, stream, card))[order] for stream in STREAMS}
-        sizes = sorted({int(size) for cell in found.values() for size in cell["batch_size"]})
-        return values, sorted({size for theirs in cells.workers.gathered(sizes) for size in theirs})
-
-    def _computed(self, names: Sequence[str], _: Steps) -> Iterator[tuple[str, Cell]]:
-        units = self.batches.units(len(self.windows))
-        for batch, found in self.batches.run([units[name] for name in names], self._of_batch):
-            yield from self.batches.split(batch, found)
+        found = cells.everywhere(dict(share.found(in_batches(self.batches, units, self._of_batch))))
+        values = {stream: np.concatenate([found[name][stream] for name in units]) for stream in STREAMS}
+        return values, sorted({int(size) for cell in found.values() for size in cell["batch_size"]})
 
     def _of_batch(self, batch: list[int]) -> dict[str, np.ndarray]:
         uniforms = torch.stack([self._uniforms(window) for window in batch], 1)
@@ -207,14 +195,6 @@ class _Pass:
         """What decides the draws of a window, (draw, position)."""
         random = np.random.default_rng([self.seed, window])
         return torch.from_numpy(random.random((self.draws, self.windows.shape[1] - 1)))
-
-
-def _stacked(found: Mapping[str, Cell], stream: str, card: RotaryCard) -> np.ndarray:
-    """The windows of this process, of which there may be none, (window, variable, layer, head, pair)."""
-    heads = max(rotation.heads if stream == QUERY else rotation.kv_heads for rotation in card.layers)
-    pairs = max(rotation.pairing.pairs for rotation in card.layers)
-    none = np.empty((0, len(WORTH), len(card.layers), heads, pairs), dtype=np.float32)
-    return np.concatenate([none, *(cell[stream] for cell in found.values())])
 
 
 def _check(model: PreTrainedModel, windows: TokenIds, draws: int, seed: int, batch_size: BatchSize) -> None:
