@@ -17,7 +17,7 @@ from ropescope.analysis.shares import ENTROPIES, ENTROPY
 from ropescope.base.axes import HEAD_AXIS, LAYER, PAIR, SEQUENCE, STREAMS
 from ropescope.base.errors import InputError
 from ropescope.base.facts import listed, other_model, other_weights
-from ropescope.base.selections import PAPER, VARIABLE_LABELS
+from ropescope.base.selections import BANDS, PAPER, PERIODIC, VARIABLE_LABELS
 from ropescope.base.statistics import ESTIMATE
 from ropescope.base.tables import Section, Table
 from ropescope.measurement.results import provenance, stream_data, wavelength
@@ -141,7 +141,7 @@ def _robustness(both: Mapping[str, xr.DataTree], streams: Mapping[str, xr.Datase
         return f"{changed} Their weights are the same but run otherwise ({listed(otherwise)}), {untested}"
     if not {"corpus", "split", "tokens"} & set(differing):
         return f"{changed} Neither text nor length differ, so the paper's claim on them (A.4) is not tested."
-    parts = [_claim(name, *item) for name in ("bands", "periodic") for item in streams.items()]
+    parts = [_claim(name, *item) for name in (BANDS.name, PERIODIC.name) for item in streams.items()]
     return f"{changed} The paper's claim that the places stay the same (A.4): {'; '.join(parts)}."
 
 

@@ -9,7 +9,7 @@ import xarray as xr
 
 from ropescope.analysis.shares import octaves, variance_shares
 from ropescope.base.axes import HEAD_AXIS, LAYER, PAIR, STREAMS
-from ropescope.base.selections import PAPER
+from ropescope.base.selections import BANDS, PAPER
 from ropescope.base.statistics import ESTIMATE, ESTIMATES, jackknife, permutation_p
 from ropescope.interventions.masks import PairMask
 from ropescope.interventions.selection import select
@@ -53,7 +53,7 @@ def localise(result: xr.DataTree) -> xr.DataTree:
 
 def _stream(result: xr.DataTree, stream: str, masks: Mapping[str, PairMask]) -> xr.Dataset:
     members = xr.concat([mask.streams()[stream] for mask in masks.values()], xr.Variable(SELECTION, list(masks)))
-    present, turns, lower = masks["bands"].present(stream), wavelength(result), octaves(result)
+    present, turns, lower = masks[BANDS.name].present(stream), wavelength(result), octaves(result)
     edges = np.unique(lower.values[lower.notnull().values])
     flags = lower == xr.DataArray(edges, coords={OCTAVE: edges}, dims=OCTAVE)
     rotated, within = result.children[ROTARY].to_dataset()["rotated"].any(PAIR), [HEAD_AXIS[stream], PAIR]

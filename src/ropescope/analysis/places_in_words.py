@@ -8,7 +8,7 @@ import xarray as xr
 from ropescope.analysis.places import NOPE, OCTAVE, ROPE, ROTATION, SELECTION, SELECTIONS, localise
 from ropescope.analysis.shares import ENTROPIES, ENTROPY, SOURCE
 from ropescope.base.axes import LAYER, STREAMS
-from ropescope.base.selections import VARIABLE_LABELS
+from ropescope.base.selections import BANDS, PAPER, PERIODIC, VARIABLE_LABELS
 from ropescope.base.statistics import ESTIMATE
 from ropescope.base.tables import Section, Table
 from ropescope.measurement.summary import format_tokens
@@ -23,7 +23,7 @@ MEANINGS = {
     "wavelength": "(octave of wavelength, in place of pair index)",
 }
 # Rows tested on RoPE against NoPE layers; p is Bonferroni-corrected by their number over both streams.
-TESTED = ("bands", "periodic")
+TESTED = (BANDS.name, PERIODIC.name)
 _LEVEL = 0.05
 
 
@@ -84,12 +84,12 @@ def _explained(stream: str, data: xr.Dataset) -> str:
 
 
 def _leaning(stream: str, data: xr.Dataset) -> str:
-    members = data["members"].sel({SELECTION: "bands"})
+    members = data["members"].sel({SELECTION: BANDS.name})
     count, pairs = int(members.sum()), int(data["pairs"].sum())
     if not count:
         return f"No {stream} pair is a band."
     layers = int((members.sum(OCTAVE) > 0).sum())
-    value, low, high = data["slow_share"].sel({SELECTION: "bands"}).values
+    value, low, high = data["slow_share"].sel({SELECTION: BANDS.name}).values
     start = f"{count} of {pairs} {stream} pairs are bands, in {layers} of {members.sizes[LAYER]} layers"
     if np.isnan(low):
         return f"{start}."
@@ -112,7 +112,7 @@ def _rotation_part(name: str, stream: str, data: xr.Dataset) -> str:
     rope, nope = (float(data["mean_count"].sel({SELECTION: name, ROTATION: kind})) for kind in (ROPE, NOPE))
     p = _corrected(data, name)
     verdict = "no certain difference" if p > _LEVEL else "more" if nope > rope else "fewer"
-    subject = "bands" if name == "bands" else "periodic pairs"
+    subject = PAPER[name].plural
     return f"{verdict} in {stream} {subject} ({nope:.1f} against {rope:.1f} a layer, p {_p(p)})"
 
 
@@ -136,12 +136,13 @@ def _octave_table(streams: dict[str, xr.Dataset]) -> Table:
     for octave in streams[STREAMS[0]][OCTAVE].values:
         entries = [entry for data in streams.values() for entry in _octave_entries(data.sel({OCTAVE: octave}))]
         rows.append([octave_name(float(octave)), *entries])
-    header = ["wavelength (tokens)", *(f"{stream} {what}" for stream in STREAMS for what in ("pairs", "bands", "%"))]
+    counted = ("pairs", BANDS.label, "%")
+    header = ["wavelength (tokens)", *(f"{stream} {what}" for stream in STREAMS for what in counted)]
     return Table(header, rows, "Bands by wavelength")
 
 
 def _octave_entries(data: xr.Dataset) -> list[str]:
-    pairs, bands = int(data["pairs"].sum()), int(data["members"].sel({SELECTION: "bands"}).sum())
+    pairs, bands = int(data["pairs"].sum()), int(data["members"].sel({SELECTION: BANDS.name}).sum())
     return [str(pairs), str(bands), f"{100 * bands / pairs:.1f}" if pairs else "-"]
 
 
@@ -155,7 +156,7 @@ def _layer_table(streams: dict[str, xr.Dataset]) -> Table:
 def _layer_entries(streams: list[xr.Dataset]) -> list[str]:
     entries = [ROPE if streams[0]["rotated"] else NOPE]
     for data in streams:
-        median = float(data["median_wavelength"].sel({SELECTION: "bands"}))
+        median = float(data["median_wavelength"].sel({SELECTION: BANDS.name}))
         entries += [str(count) for count in data["members"].sum(OCTAVE).sel({SELECTION: list(SELECTIONS)}).values]
         entries.append("-" if np.isnan(median) else format_tokens(median))
     return entries

@@ -20,7 +20,7 @@ import xarray as xr
 from ropescope.base.axes import HEAD_AXIS, LAYER, PAIR, STREAMS
 from ropescope.base.errors import InputError, did_you_mean
 from ropescope.base.pair_variables import PLACES, pair_variables
-from ropescope.base.selections import NAMED
+from ropescope.base.selections import BANDS, NAMED
 from ropescope.interventions.masks import PairMask, labelled
 from ropescope.measurement.results import ROTARY, joined, mean_over_sequences, provenance, stream_data
 
@@ -189,12 +189,12 @@ def _parse(expression: str) -> ast.expr:
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         where = f" at character {error.offset}" if isinstance(error, SyntaxError) and error.offset else ""
         raise InputError(
-            f"cannot parse {_quoted(expression)}{where}; a selection reads like 'spectrum_fe < 0.2 and layer >= 4', "
+            f"cannot parse {_quoted(expression)}{where}; a selection reads like '{BANDS.expression} and layer >= 4', "
             f"or is one of {', '.join(NAMED)}"
         ) from error
     _check(tree, expression)
     if not _is_condition(tree):
-        raise InputError(f"{_quoted(expression)} is no condition; compare it with a number, as in 'spectrum_fe < 0.2'")
+        raise InputError(f"{_quoted(expression)} is no condition; compare it with a number, as in '{BANDS.expression}'")
     return tree
 
 

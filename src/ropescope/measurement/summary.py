@@ -31,7 +31,7 @@ class Counts:
     pairs : int
         Pairs that the model has; padding is left out.
     bands, outliers, periodic : int
-        Pairs with SpectrumFE < 0.2, SpectrumFE > 0.4 and SequenceFE < 0.6, mean over sequences.
+        Pairs that the selections of these names hold by their means over sequences.
     rhythm, drift : int
         Of the periodic ones those that beat, and those that rather follow the text (:func:`rhythm`, :func:`drift` of
         ``measurement.periods``); both 0 where the result does not hold the length of its windows.
@@ -54,7 +54,7 @@ class Counts:
 
 @dataclass(frozen=True)
 class Band:
-    """Neighbouring pairs of one head that all have SpectrumFE < 0.2: norms that stay steady along the sequence.
+    """Neighbouring pairs of one head whose norms stay steady along the sequence, all of the selection `bands`.
 
     Parameters
     ----------
@@ -63,7 +63,7 @@ class Band:
     first_pair, last_pair : int
         The run of pairs, both ends included.
     spectrum_fe : float
-        Lowest SpectrumFE in the run, mean over sequences, 0 to 0.2.
+        Lowest SpectrumFE in the run, mean over sequences.
     relative_norm : float
         Mean norm in the run over the mean norm of the head's pairs; above 1 is louder than the head.
     shortest_wavelength, longest_wavelength : float
@@ -124,9 +124,9 @@ def counts(result: xr.DataTree, stream: str = "query") -> Counts:
 def bands(result: xr.DataTree, stream: str = "query") -> list[Band]:
     """List the bands of a stream, strongest first.
 
-    A band is a run of neighbouring pairs in one head with SpectrumFE < 0.2, mean over sequences. Strength is
-    ``relative_norm``, ties by lower SpectrumFE: SpectrumFE ignores scale, so a pair that is steady but hardly there
-    scores as low as one that carries the head, and what the paper calls a band is persistently loud.
+    A band is a run of neighbouring pairs in one head whose SpectrumFE, mean over sequences, is that of `bands`.
+    Strength is ``relative_norm``, ties by lower SpectrumFE: SpectrumFE ignores scale, so a pair that is steady but
+    hardly there scores as low as one that carries the head, and what the paper calls a band is persistently loud.
 
     Parameters
     ----------

@@ -14,7 +14,7 @@ from ropescope.analysis.distributions import DEPTH, RESULT, STREAM, distribution
 from ropescope.analysis.places import OCTAVE, SELECTION, localise
 from ropescope.analysis.places_in_words import octave_name
 from ropescope.base.axes import LAYER, STREAM_NAMES, STREAMS
-from ropescope.base.selections import PAPER
+from ropescope.base.selections import BANDS, PAPER
 from ropescope.display.figures.style import (
     CURVE,
     REFERENCE,
@@ -105,7 +105,7 @@ def bands_over_wavelength(result: xr.DataTree, name: str = "") -> Figure:
     grid = figure.subplots(2, 2, sharex=True, sharey="row", height_ratios=(1, 1 + min(rows, 48) / 16))
     for stream, (top, main) in zip(STREAMS, grid.T, strict=True):
         data = tree.children[stream].to_dataset()
-        bands, pairs = data["members"].sel({SELECTION: "bands"}), data["pairs"]
+        bands, pairs = data["members"].sel({SELECTION: BANDS.name}), data["pairs"]
         top.bar(np.arange(pairs.sizes[OCTAVE]), bands.sum(LAYER) / pairs.sum(LAYER), color=CURVE, width=0.85)
         top.set_title(f"bands among {STREAM_NAMES[stream]}", fontsize=SMALL + 3)
         plain(top)
