@@ -18,11 +18,11 @@ from ropescope.cli.options import (
     check_model,
     check_text,
     join,
+    kept_in,
     leading,
     load_chosen,
     parse_heads,
     say_if_kept,
-    sharing,
     stamp,
     stem_of,
     windows_of,
@@ -66,8 +66,7 @@ def measure(
     check_frames(text.length, how.frame_length, how.hop_length)
     check_analysis_window(how.window)
     check_batch_size(how.batch_size)
-    target = output or Path(f"{stem_of(model)}-{stem_of(text.corpus)}-{text.length}.nc")
-    check_target(target)
+    target = check_target(output or Path(f"{stem_of(model)}-{stem_of(text.corpus)}-{text.length}.nc"))
     _check_in_the_way(target, how, text, overwrite)
     join()
     before = stamp(target)
@@ -81,10 +80,7 @@ def measure(
         window=how.window,
         batch_size=how.batch_size,
         norm_heads=norm_heads,
-        path=target,
-        overwrite=overwrite,
-        group=sharing(options),
-        progress=True,
+        **kept_in(target, overwrite, options),
     )
     if leading():
         from ropescope.measurement.summary import summary_text

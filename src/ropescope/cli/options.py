@@ -19,8 +19,12 @@ from ropescope.base.selections import PAPER
 from ropescope.cli.printing import say
 
 if TYPE_CHECKING:
+    import xarray as xr
     from torch import Tensor
     from torch.distributed import ProcessGroup
+
+    from ropescope.interventions.masks import PairMask
+    from ropescope.interventions.protocol import Intervention
 
 Format = Literal["png", "svg", "pdf"]
 Stream = Literal["query", "key", "both"]
@@ -230,6 +234,28 @@ def windows_of(tokenizer: Any, text: TextOptions, default_split: str | None = No
         separator=text.separator,
         bos="auto" if text.bos == "auto" else text.bos == "yes",
     )
+
+
+def kept_in(target: Path, overwrite: bool, options: ModelOptions) -> dict[str, Any]:
+    """What every long run takes: where it is kept, who shares it, and that it says how far it is."""
+    return {"path": target, "overwrite": overwrite, "group": sharing(options), "progress": True}
+
+
+def intervention_of(derotate: bool) -> Intervention:
+    """What turns pairs down."""
+    from ropescope.interventions.derotation import rotation_kept
+    from ropescope.interventions.weighting import weighted_rope
+
+    return rotation_kept if derotate else weighted_rope
+
+
+def selected(result: Path, selections: Iterable[str]) -> tuple[xr.DataTree, dict[str, PairMask]]:
+    """A measurement, and the masks of selections on it by what a person calls them."""
+    import ropescope as rs
+    from ropescope.measurement.results import load
+
+    measured = load(result)
+    return measured, {name: rs.select(measured, name) for name in selections}
 
 
 def streams_of(stream: Stream) -> tuple[str, ...]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -20,15 +21,21 @@ from ropescope.cli.options import (
     app,
     check_model,
     check_text,
+    intervention_of,
     join,
+    kept_in,
     leading,
     load_chosen,
     say_if_kept,
-    sharing,
+    selected,
     stamp,
     stem_of,
     windows_of,
 )
+
+if TYPE_CHECKING:
+    from ropescope.evaluation.sweep.arms import Controls
+    from ropescope.interventions.masks import PairMask
 
 
 @app.command
@@ -79,37 +86,42 @@ def sweep(
     """
     import ropescope as rs
     from ropescope.base.files import check_target
-    from ropescope.evaluation.sweep.arms import Controls, planned
-    from ropescope.measurement.results import load
 
     check_model(options)
     check_text(text, "test")
     check_batch_size(batch_size)
     target = check_target(output or Path(f"{stem_of(model)}-{stem_of(text.corpus)}-{text.length}-sweep.nc"))
     check_companions(target, (".png", ".md", ".csv"))
-    measured = load(result)
-    masks = {name: rs.select(measured, name) for name in select}
-    controls = Controls(random_seeds, measured, control_alphas)
-    planned(masks, alphas, controls)
+    masks, controls = _asked(result, select, alphas, random_seeds, control_alphas)
     join()
     before = stamp(target)
     loaded, tokenizer = load_chosen(model, options)
-    from ropescope.interventions.derotation import rotation_kept
-    from ropescope.interventions.weighting import weighted_rope
-
     data = rs.sweep(
         loaded,
         windows_of(tokenizer, text, "test"),
         masks,
         alphas=alphas,
         controls=controls,
-        intervention=rotation_kept if derotate else weighted_rope,
-        path=target,
-        overwrite=overwrite,
+        intervention=intervention_of(derotate),
         batch_size=batch_size,
-        group=sharing(options),
-        progress=True,
+        **kept_in(target, overwrite, options),
     )
     if leading():
         say_if_kept(target, before)
         report_sweep(data, target, model)
+
+
+def _asked(
+    result: Path,
+    selections: Iterable[str],
+    alphas: Iterable[float],
+    seeds: tuple[int, ...],
+    control_alphas: tuple[float, ...] | None,
+) -> tuple[dict[str, PairMask], Controls]:
+    """Masks and controls, checked with the strengths before a model is loaded."""
+    from ropescope.evaluation.sweep.arms import Controls, planned
+
+    measured, masks = selected(result, selections)
+    controls = Controls(seeds, measured, control_alphas)
+    planned(masks, alphas, controls)
+    return masks, controls

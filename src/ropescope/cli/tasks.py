@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Group, Parameter
 
+from ropescope.base.files import check_folder, check_target
 from ropescope.cli.drawing import check_companions, write_text
 from ropescope.cli.options import (
     OUTPUT_GROUP,
@@ -17,11 +20,13 @@ from ropescope.cli.options import (
     ResultPath,
     app,
     check_model,
+    intervention_of,
     join,
+    kept_in,
     leading,
     load_chosen,
     say_if_kept,
-    sharing,
+    selected,
     stamp,
     stem_of,
 )
@@ -30,9 +35,30 @@ from ropescope.cli.printing import say
 if TYPE_CHECKING:
     import xarray as xr
 
+    from ropescope.evaluation.tasks.harness import TaskProtocol
+
 HARNESS_GROUP = Group("Harness", sort_key=3)
 _FORMATS: dict[str, Literal["markdown", "csv", "json"]] = {".md": "markdown", ".csv": "csv", ".json": "json"}
 PAPER_TASKS = ("hellaswag", "truthfulqa_mc1", "truthfulqa_mc2", "mmlu")
+
+
+@Parameter(name="*", group=HARNESS_GROUP)
+@dataclass(frozen=True)
+class HarnessOptions:
+    """How the harness asks."""
+
+    num_fewshot: int | None = None
+    "Examples before each question; default each task's own number."
+    limit: float | None = None
+    "Documents of each task: a number, or a share below 1; default all."
+    batch_size: int | Literal["auto"] = 1
+    "Requests in one forward pass, or auto."
+    seed: int | None = None
+    "Seed of everything random; default the harness's."
+    chat_template: Annotated[bool, Parameter(negative="")] = False
+    "Ask through the tokenizer's chat template."
+    include_path: Path | None = None
+    "Folder with task files of your own; they take precedence."
 
 
 @app.command
@@ -45,12 +71,7 @@ def tasks(
     derotate: Annotated[bool, Parameter(negative="")] = False,
     options: ModelOptions = ModelOptions(),
     tasks: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative="", group=HARNESS_GROUP)] = PAPER_TASKS,
-    num_fewshot: Annotated[int | None, Parameter(group=HARNESS_GROUP)] = None,
-    limit: Annotated[float | None, Parameter(group=HARNESS_GROUP)] = None,
-    batch_size: Annotated[int | Literal["auto"], Parameter(group=HARNESS_GROUP)] = 1,
-    seed: Annotated[int | None, Parameter(group=HARNESS_GROUP)] = None,
-    chat_template: Annotated[bool, Parameter(negative="", group=HARNESS_GROUP)] = False,
-    include_path: Annotated[Path | None, Parameter(group=HARNESS_GROUP)] = None,
+    how: HarnessOptions = HarnessOptions(),
     samples: Annotated[Path | None, Parameter(group=OUTPUT_GROUP)] = None,
     output: Annotated[Path | None, Parameter(name=["--output", "-o"], group=OUTPUT_GROUP)] = None,
     overwrite: Annotated[bool, Parameter(negative="", group=OUTPUT_GROUP)] = False,
@@ -77,18 +98,6 @@ def tasks(
         Take rotation away instead of weighting: alpha is then the share of the rotation that is kept.
     tasks
         Names of tasks, groups or tags, with commas or spaces between; `lm_eval ls tasks` lists all.
-    num_fewshot
-        Examples before each question; default each task's own number.
-    limit
-        Documents of each task: a number, or a share below 1; default all.
-    batch_size
-        Requests in one forward pass, or auto.
-    seed
-        Seed of everything random; default the harness's.
-    chat_template
-        Ask through the tokenizer's chat template.
-    include_path
-        Folder with task files of your own; they take precedence.
     samples
         Folder for the harness's log of every document and answer.
     output
@@ -98,30 +107,17 @@ def tasks(
         read, and any other is refused.
     """
     import ropescope as rs
-    from ropescope.base.files import check_folder, check_target
-    from ropescope.evaluation.sweep.arms import checked_alphas
-    from ropescope.evaluation.tasks.harness import TaskProtocol, check_installed, check_protocol
-    from ropescope.measurement.results import load
 
-    check_installed()
+    names, protocol = _asked(tasks, alpha, how)
     check_model(options)
-    checked_alphas(alpha, "alpha")
-    names = [name for text in tasks for name in text.split(",") if name]
-    settings = {"apply_chat_template": True} if chat_template else {}
-    protocol = TaskProtocol(num_fewshot, limit, batch_size, seed, include_path, settings)
-    check_protocol(protocol, names)
     if samples is not None:
         check_folder(samples)
     target = check_target(output or Path(f"{stem_of(model)}-tasks.nc"))
     check_companions(target, _FORMATS)
-    measured = load(result)
-    masks = {name: rs.select(measured, name) for name in select}
+    _, masks = selected(result, select)
     join()
     before = stamp(target)
     loaded, tokenizer = load_chosen(model, options)
-    from ropescope.interventions.derotation import rotation_kept
-    from ropescope.interventions.weighting import weighted_rope
-
     data = rs.evaluate_tasks(
         loaded,
         tokenizer,
@@ -129,16 +125,27 @@ def tasks(
         masks,
         alpha,
         protocol=protocol,
-        intervention=rotation_kept if derotate else weighted_rope,
-        path=target,
-        overwrite=overwrite,
+        intervention=intervention_of(derotate),
         samples=samples,
-        group=sharing(options),
-        progress=True,
+        **kept_in(target, overwrite, options),
     )
     if leading():
         say_if_kept(target, before)
         _report(data, target)
+
+
+def _asked(tasks: Iterable[str], alphas: Iterable[float], how: HarnessOptions) -> tuple[list[str], TaskProtocol]:
+    """Names of tasks and how they are asked, checked before a model is loaded."""
+    from ropescope.evaluation.sweep.arms import checked_alphas
+    from ropescope.evaluation.tasks.harness import TaskProtocol, check_installed, check_protocol
+
+    check_installed()
+    checked_alphas(alphas, "alpha")
+    names = [name for text in tasks for name in text.split(",") if name]
+    settings = {"apply_chat_template": True} if how.chat_template else {}
+    protocol = TaskProtocol(how.num_fewshot, how.limit, how.batch_size, how.seed, how.include_path, settings)
+    check_protocol(protocol, names)
+    return names, protocol
 
 
 def _report(data: xr.Dataset, target: Path) -> None:

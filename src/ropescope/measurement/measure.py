@@ -126,13 +126,7 @@ def measure(
     workers = workers_of(model, group)
     batches = batches_of(batch_size, model.device.type, workers)
     card = probe(model, positions=windows.shape[1])
-    reducer = Reducer(
-        rotations={rotation.layer: rotation for rotation in card.layers},
-        frames=frames,
-        kept=_kept_heads(card, norm_heads),
-        stretch=math.ceil(windows.shape[1] / _HEATMAP_STRETCHES),
-        ends_early=not _offloaded(model),
-    )
+    reducer = _reducer(model, card, frames, norm_heads)
     facts = _facts(model, windows, reducer, batch_size)
     output = Output(
         path=path,
@@ -203,6 +197,18 @@ def _locate_non_finite(model: PreTrainedModel, batch: TokenIds) -> None:
     """Run the batch again to say where the first non-finite value is."""
     _run(model, batch, AttentionCall.check_finite)
     raise NonFiniteError(f"pair norms exceed {LARGEST_NORM:.0e}, so their power overflows float32; check the weights")
+
+
+def _reducer(
+    model: PreTrainedModel, card: RotaryCard, frames: Frames, norm_heads: Iterable[tuple[int | None, int | None]]
+) -> Reducer:
+    return Reducer(
+        rotations={rotation.layer: rotation for rotation in card.layers},
+        frames=frames,
+        kept=_kept_heads(card, norm_heads),
+        stretch=math.ceil(card.positions / _HEATMAP_STRETCHES),
+        ends_early=not _offloaded(model),
+    )
 
 
 def _kept_heads(card: RotaryCard, wanted: Iterable[tuple[int | None, int | None]]) -> dict[int, list[int]]:

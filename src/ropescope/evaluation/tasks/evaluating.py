@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -119,46 +120,67 @@ def evaluate_tasks(
     """
     masks = {str(mask.provenance["selection"]): mask} if isinstance(mask, PairMask) else dict(mask)
     arms = _arms(masks, [alpha] if isinstance(alpha, int | float) else alpha)
-    for each in masks.values():
-        fitting_card(model, each)
-    check_head(model)
+    _check_fit(model, masks)
     workers = workers_of(model, group)
     harness = Harness(model, tokenizer, protocol)
     harness.check(tasks)
     facts = _configuration(model, tokenizer, protocol, intervention)
     definitions = {task: harness.definition(task) for task in tasks}
-    provenance = {**facts, "include_path": _text(protocol.include_path), "tasks": list(tasks)}
-    provenance["definitions"] = definitions
-    provenance["selections"] = _selections(masks)
-    output = Output(
-        path=path,
-        overwrite=overwrite,
-        facts=provenance,
-        cell_facts=facts,
-        load=TASKS.load,
-        save=TASKS.save,
-        recorded=_recorded,
-        complete=lambda data: not _failed(data),
-    )
+    asked = {"include_path": _text(protocol.include_path), "tasks": list(tasks), "definitions": definitions}
+    provenance = {**facts, **asked, "selections": _selections(masks)}
+    under = _Arms(model, masks, arms, intervention)
 
     def judge(task: str, arm: str) -> Evaluated:
-        selection, strength = arms[arm]
-        weighted = nullcontext() if arm == PLAIN else intervention(model, masks[selection], strength)
-        with undisturbed(model), weighted:
+        with under.in_force(arm):
             evaluated = harness.evaluate(task, progress and workers.leading)
         if samples is not None and workers.keeping:
             _write_samples(Path(samples), arm, evaluated)
         return evaluated
 
     def made(cells: Cells) -> xr.Dataset:
-        found, failed = _evaluated(_names(definitions, arms, masks), judge, cells)
-        failed |= _unlike(found)
-        found = {place: evaluated for place, evaluated in found.items() if place[0] not in failed}
-        if not found:
-            raise TaskError("; ".join(failed.values()))
+        found, failed = _comparable(_names(definitions, arms, masks), judge, cells)
         return _dataset(arms, found, {**provenance, "failed": failed})
 
+    output = _output(path, overwrite, provenance, facts)
     return output.finished_or_made(Cells("tasks", "task", workers, progress), made)
+
+
+def _check_fit(model: PreTrainedModel, masks: Mapping[str, PairMask]) -> None:
+    for mask in masks.values():
+        fitting_card(model, mask)
+    check_head(model)
+
+
+@dataclass(frozen=True, slots=True)
+class _Arms:
+    """The model as it stands and with pairs turned down, by the name of the arm."""
+
+    model: PreTrainedModel
+    masks: Mapping[str, PairMask]
+    arms: Mapping[str, tuple[str, float]]
+    intervention: Intervention
+
+    @contextmanager
+    def in_force(self, arm: str) -> Iterator[None]:
+        selection, strength = self.arms[arm]
+        given = nullcontext() if arm == PLAIN else self.intervention(self.model, self.masks[selection], strength)
+        with undisturbed(self.model), given:
+            yield
+
+
+def _output(
+    path: str | Path | None, overwrite: bool, facts: Mapping[str, Any], cell_facts: Mapping[str, Any]
+) -> Output[xr.Dataset]:
+    return Output(
+        path=path,
+        overwrite=overwrite,
+        facts=facts,
+        cell_facts=cell_facts,
+        load=TASKS.load,
+        save=TASKS.save,
+        recorded=_recorded,
+        complete=lambda data: not _failed(data),
+    )
 
 
 def _text(path: str | Path | None) -> str | None:
@@ -240,6 +262,18 @@ def _evaluated(
     for theirs in cells.workers.gathered(failed):
         failed |= theirs
     return {place: from_cell(found[name]) for place, name in names.items() if place[0] not in failed}, failed
+
+
+def _comparable(
+    names: Mapping[tuple[str, str], str], judge: Callable[[str, str], Evaluated], cells: Cells
+) -> tuple[dict[tuple[str, str], Evaluated], dict[str, str]]:
+    """What every arm did in the tasks that asked all of them the same, and why the other tasks failed."""
+    found, failed = _evaluated(names, judge, cells)
+    failed |= _unlike(found)
+    found = {place: evaluated for place, evaluated in found.items() if place[0] not in failed}
+    if not found:
+        raise TaskError("; ".join(failed.values()))
+    return found, failed
 
 
 def _unlike(found: Mapping[tuple[str, str], Evaluated]) -> dict[str, str]:
