@@ -9,10 +9,6 @@ from typing import TYPE_CHECKING, Literal
 
 import xarray as xr
 
-from ropescope.analysis.comparability import pair_by_pair
-from ropescope.analysis.comparison_in_words import same_places, spread_compared
-from ropescope.analysis.heads import default_heads
-from ropescope.analysis.places_in_words import where_bands_live
 from ropescope.base.arguments import check_at_least
 from ropescope.base.axes import STREAMS
 from ropescope.base.errors import InputError, did_you_mean
@@ -119,6 +115,7 @@ class Comparison:
         return dict(self._drawn(heads, streams))
 
     def _drawn(self, heads: Sequence[tuple[int, int]], streams: Sequence[str]) -> Iterator[tuple[str, Figure]]:
+        from ropescope.analysis.heads import default_heads
         from ropescope.display.figures.side_by_side import side_by_side
         from ropescope.display.figures.spread import bands_over_wavelength, spread_curves
 
@@ -182,6 +179,10 @@ def comparison(
     if not results:
         raise InputError("comparison got no result; give at least one, as ropescope.measure returns it")
     loaded = results if isinstance(results, Mapping) else _loaded(results)
+    # These load torch, for which nobody waits to hear of a wrong file.
+    from ropescope.analysis.comparability import pair_by_pair
+    from ropescope.analysis.places_in_words import where_bands_live
+
     pairwise = len(loaded) > 1 and (pair_by_pair(loaded) if view == "auto" else view == "pairs")
     lived = tuple(where_bands_live(result, name) for name, result in loaded.items())
     return Comparison(loaded, pairwise, against_first(loaded, pairwise, top), lived)
@@ -189,6 +190,8 @@ def comparison(
 
 def against_first(results: Mapping[str, xr.DataTree], pairwise: bool, top: int = 10) -> tuple[Section, ...]:
     """Findings about every other result against the first; of one result there are none."""
+    from ropescope.analysis.comparison_in_words import same_places, spread_compared
+
     if len(results) < 2:
         return ()
     return same_places(results, top=top) if pairwise else (spread_compared(results),)
