@@ -141,21 +141,25 @@ def validate_importance(
         "places": [list(place) for place in sample],
         "versions": versions("torch", "transformers", "numpy", "xarray"),
     }
-    output = Output(
-        path=path,
-        overwrite=overwrite,
-        facts=facts,
-        cell_facts={**facts, "device": model.device.type},
-        load=VALIDATION.load,
-        save=VALIDATION.save,
-        recorded=lambda data: dict(json.loads(data.attrs["provenance"])),
-    )
     run = Ablation(model, windows, probe(model), worth, stream, sample, KINDS if rotation else (SCALE,))
 
     def made(cells: Cells) -> xr.Dataset:
         return _dataset(run, cells.everywhere(dict(cells.shared(run.steps()).found(run.computed))), facts)
 
+    output = _output(path, overwrite, facts, model.device.type)
     return output.finished_or_made(Cells("validate", "pair", workers, progress), made)
+
+
+def _output(path: str | Path | None, overwrite: bool, facts: dict[str, Any], device: str) -> Output[xr.Dataset]:
+    return Output(
+        path=path,
+        overwrite=overwrite,
+        facts=facts,
+        cell_facts={**facts, "device": device},
+        load=VALIDATION.load,
+        save=VALIDATION.save,
+        recorded=lambda data: dict(json.loads(data.attrs["provenance"])),
+    )
 
 
 def sampled(worth: xr.DataTree, stream: str, count: int, seed: int) -> list[tuple[int, int, int]]:

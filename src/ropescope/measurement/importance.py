@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from ropescope.base.axes import TokenIds
+    from ropescope.model.card import RotaryCard
 
 
 def importance(
@@ -127,15 +128,6 @@ def importance(
     _check_place(model, workers, checkpointing)
     card = probe(model, positions=windows.shape[1])
     facts = _facts(model, windows, draws, seed, batch_size)
-    output = Output(
-        path=path,
-        overwrite=overwrite,
-        facts=facts,
-        cell_facts={**facts, "device": model.device.type},
-        load=partial(load, schema=IMPORTANCE),
-        save=save,
-        recorded=recorded_facts,
-    )
     run = _Pass(
         model=model,
         windows=windows,
@@ -143,10 +135,7 @@ def importance(
         seed=seed,
         checkpointing=checkpointing,
         batches=batches_of(batch_size, model.device.type, workers),
-        felt=Felt(
-            {rotation.layer: rotation for rotation in card.layers},
-            {rotation.layer: frequency_in_force(model, rotation) for rotation in card.layers},
-        ),
+        felt=_felt(model, card),
     )
 
     def made(cells: Cells) -> xr.DataTree:
@@ -155,7 +144,27 @@ def importance(
         provenance = {**facts, "parameters": {**facts["parameters"], **used}, "created": cells.begun()}
         return label_importance(values, [rotation.layer for rotation in card.layers], provenance)
 
+    output = _output(path, overwrite, facts, model.device.type)
     return output.finished_or_made(Cells("importance", "window", workers, progress), made)
+
+
+def _felt(model: PreTrainedModel, card: RotaryCard) -> Felt:
+    return Felt(
+        {rotation.layer: rotation for rotation in card.layers},
+        {rotation.layer: frequency_in_force(model, rotation) for rotation in card.layers},
+    )
+
+
+def _output(path: str | Path | None, overwrite: bool, facts: dict[str, Any], device: str) -> Output[xr.DataTree]:
+    return Output(
+        path=path,
+        overwrite=overwrite,
+        facts=facts,
+        cell_facts={**facts, "device": device},
+        load=partial(load, schema=IMPORTANCE),
+        save=save,
+        recorded=recorded_facts,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -86,7 +87,7 @@ def _holding_weights(model: nn.Module) -> list[nn.Module]:
     return [
         module
         for module in model.modules()
-        if id(module) not in rotary and {**module._parameters, **module._buffers}.keys()
+        if id(module) not in rotary and any(True for _ in chain(module.parameters(False), module.buffers(False)))
     ]
 
 
