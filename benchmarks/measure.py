@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import subprocess
+import sys
 from functools import partial
 from typing import Any
 
@@ -72,6 +74,16 @@ def compare(device: str, length: int, rounds: int, ways: list[str]) -> None:
     print(f"{'measure, four windows':<58}{four:>17.0f} MB")
 
 
+def import_seconds(rounds: int = 5) -> float:
+    """Median time that `import ropescope` adds to starting Python."""
+    starts = {code: [seconds(partial(_python, code)) for _ in range(rounds)] for code in ("pass", "import ropescope")}
+    return statistics.median(starts["import ropescope"]) - statistics.median(starts["pass"])
+
+
+def _python(code: str) -> None:
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", choices=DEVICES)
@@ -86,6 +98,7 @@ def main() -> None:
         print_peak(options.device, lambda: forward(model, windows[:1]), lambda: WAYS[way](model, windows))
         return
     print(describe(options.device))
+    print(f"import ropescope: {import_seconds():.2f} s")
     cpu = options.device == "cpu"
     for length in options.lengths or ([4096] if cpu else [4096, 32768]):
         compare(options.device, length, options.rounds, list(WAYS) if cpu else ["forward", "measure"])

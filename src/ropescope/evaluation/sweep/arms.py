@@ -43,7 +43,7 @@ NO_CONTROLS = Controls(seeds=())
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
+class Grid:
     """Every arm of every selection, and the strengths of the selections and of the controls."""
 
     arms: dict[str, dict[str, PairMask]]
@@ -64,7 +64,7 @@ class Plan:
         }
 
 
-def planned(selections: Mapping[str, PairMask], alphas: Iterable[float], controls: Controls) -> Plan:
+def planned(selections: Mapping[str, PairMask], alphas: Iterable[float], controls: Controls) -> Grid:
     """Lay out a sweep.
 
     Raises
@@ -82,7 +82,7 @@ def planned(selections: Mapping[str, PairMask], alphas: Iterable[float], control
     if extra := sorted({*of_controls} - {*strengths, 1.0}):
         raise InputError(f"controls have alphas {extra} that the selections lack; give them among {list(strengths)}")
     arms = {name: _arms(mask, controls) for name, mask in selections.items()}
-    return Plan(arms, tuple(sorted({*strengths, 1.0})), of_controls)
+    return Grid(arms, tuple(sorted({*strengths, 1.0})), of_controls)
 
 
 def check_masks(masks: Mapping[str, PairMask]) -> None:

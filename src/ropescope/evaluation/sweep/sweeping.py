@@ -19,7 +19,7 @@ from ropescope.base.arguments import AUTO, BatchSize
 from ropescope.base.axes import STREAMS
 from ropescope.base.facts import versions
 from ropescope.evaluation.perplexity import check_scoring, perplexity, protocol
-from ropescope.evaluation.sweep.arms import ALPHAS, THREE_SEEDS, Controls, Plan, planned
+from ropescope.evaluation.sweep.arms import ALPHAS, THREE_SEEDS, Controls, Grid, planned
 from ropescope.evaluation.sweep.dataset import (
     ALPHA,
     ARM,
@@ -112,12 +112,12 @@ def sweep(
     >>> data = sweep(model, windows, {"bands": mask}, alphas=(0, 0.5), path="sweep.nc")  # doctest: +SKIP
     >>> print(sweep_table(data))  # doctest: +SKIP
     """
-    plan = planned(selections, alphas, controls)
+    grid = planned(selections, alphas, controls)
     scored = check_scoring(model, windows, stride, batch_size)
     workers = workers_of(model, group)
     batches_of(batch_size, model.device.type, workers)
     facts = _configuration(model, windows, intervention, stride, batch_size)
-    provenance = _provenance(facts, protocol(model, windows, stride, batch_size), plan, controls)
+    provenance = _provenance(facts, protocol(model, windows, stride, batch_size), grid, controls)
     output = Output(
         path=path,
         overwrite=overwrite,
@@ -129,11 +129,11 @@ def sweep(
     )
 
     def made(cells: Cells) -> xr.Dataset:
-        for mask in plan.masks():
+        for mask in grid.masks():
             with intervention(model, mask, 1.0):
                 pass
-        nats = _nats(plan, _judge(model, windows, intervention, stride, batch_size), cells)
-        return _dataset(plan, nats, np.full(len(windows), scored), provenance)
+        nats = _nats(grid, _judge(model, windows, intervention, stride, batch_size), cells)
+        return _dataset(grid, nats, np.full(len(windows), scored), provenance)
 
     return output.finished_or_made(Cells("sweep", "cell", workers, progress), made)
 
@@ -172,17 +172,17 @@ def _configuration(
 
 
 def _provenance(
-    facts: Mapping[str, Any], protocol: Mapping[str, object], plan: Plan, controls: Controls
+    facts: Mapping[str, Any], protocol: Mapping[str, object], grid: Grid, controls: Controls
 ) -> dict[str, Any]:
     norms = None if controls.result is None else result_provenance(controls.result)
     return {
         **facts,
         "windows": dict(protocol),
         "selections": {
-            name: {**arms[SELECTION].provenance, "sha256": arms[SELECTION].digest()} for name, arms in plan.arms.items()
+            name: {**arms[SELECTION].provenance, "sha256": arms[SELECTION].digest()} for name, arms in grid.arms.items()
         },
-        "alphas": list(plan.alphas),
-        "controls": {"seeds": list(controls.seeds), "alphas": list(plan.control_alphas), "norms_measured": norms},
+        "alphas": list(grid.alphas),
+        "controls": {"seeds": list(controls.seeds), "alphas": list(grid.control_alphas), "norms_measured": norms},
     }
 
 
@@ -191,15 +191,15 @@ def _recorded(data: xr.Dataset) -> dict[str, Any]:
     return found
 
 
-def _nats(plan: Plan, judge: Callable[[PairMask, float], np.ndarray], cells: Cells) -> dict[str, np.ndarray]:
+def _nats(grid: Grid, judge: Callable[[PairMask, float], np.ndarray], cells: Cells) -> dict[str, np.ndarray]:
     """Nats of every cell by its name."""
     wanted: dict[str, tuple[str, str, float]] = {}
-    for place, name in plan.cells().items():
+    for place, name in grid.cells().items():
         wanted.setdefault(name, place)
 
     def computed(name: str) -> Cell:
         selection, arm, alpha = wanted[name]
-        return {"nats": judge(plan.arms[selection][arm], 1.0 if name == "baseline" else alpha)}
+        return {"nats": judge(grid.arms[selection][arm], 1.0 if name == "baseline" else alpha)}
 
     def described(name: str) -> str:
         selection, arm, alpha = wanted[name]
@@ -211,15 +211,15 @@ def _nats(plan: Plan, judge: Callable[[PairMask, float], np.ndarray], cells: Cel
 
 
 def _dataset(
-    plan: Plan, nats_of: Mapping[str, np.ndarray], tokens: np.ndarray, provenance: Mapping[str, Any]
+    grid: Grid, nats_of: Mapping[str, np.ndarray], tokens: np.ndarray, provenance: Mapping[str, Any]
 ) -> xr.Dataset:
-    selections, arms = list(plan.arms), list(next(iter(plan.arms.values())))
-    nats = np.full((len(selections), len(arms), len(plan.alphas), len(tokens)), np.nan)
-    for (selection, arm, alpha), name in plan.cells().items():
-        nats[selections.index(selection), arms.index(arm), plan.alphas.index(alpha)] = nats_of[name]
+    selections, arms = list(grid.arms), list(next(iter(grid.arms.values())))
+    nats = np.full((len(selections), len(arms), len(grid.alphas), len(tokens)), np.nan)
+    for (selection, arm, alpha), name in grid.cells().items():
+        nats[selections.index(selection), arms.index(arm), grid.alphas.index(alpha)] = nats_of[name]
     with np.errstate(over="ignore"):
         values = np.exp(nats.sum(-1) / tokens.sum())
-    counts = [[int(mask.streams()[stream].sum()) for stream in STREAMS] for mask in plan.masks()]
+    counts = [[int(mask.streams()[stream].sum()) for stream in STREAMS] for mask in grid.masks()]
     variables = {"nats": nats, "perplexity": values, "tokens": tokens, "selected_pairs": np.array(counts)}
-    coordinates = {SELECTION: selections, ARM: arms, ALPHA: list(plan.alphas), STREAM: list(STREAMS)}
+    coordinates = {SELECTION: selections, ARM: arms, ALPHA: list(grid.alphas), STREAM: list(STREAMS)}
     return labelled(variables, {**coordinates, WINDOW: range(len(tokens))}, provenance)
