@@ -126,7 +126,7 @@ def derivatives(
     if not hidden.requires_grad:
         raise no_gradient(f"attention to the end of {type(model).__name__}")
     places, leaves = list(felt.leaves), list(felt.leaves.values())
-    upstream = _of_hidden_states(model, output, ids, uniforms)
+    upstream = of_hidden_states(model, output, ids, uniforms)
     for count, gradient in enumerate(upstream, 1):
         more = count < len(upstream)
         found = torch.autograd.grad(hidden, leaves, gradient, retain_graph=more, allow_unused=True)
@@ -136,7 +136,7 @@ def derivatives(
         yield {place: values.cpu().double().numpy() for place, values in zip(places, found, strict=True)}
 
 
-def _of_hidden_states(model: PreTrainedModel, output: Any, ids: Tensor, uniforms: Tensor) -> list[Tensor]:
+def of_hidden_states(model: PreTrainedModel, output: Any, ids: Tensor, uniforms: Tensor) -> list[Tensor]:
     """Gradients of the log-likelihoods with respect to the last hidden states, the text's own first."""
     hidden = output.last_hidden_state.detach()
     found = [torch.zeros_like(hidden) for _ in range(1 + len(uniforms))]

@@ -21,7 +21,7 @@ from ropescope.model.decoder import decoder_layers
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_NO_WAY = "importance needs a model that autograd can go through: load it in float32 or bfloat16, without such kernels"
+_NO_WAY = "gradients need a model that autograd can go through: load it in float32 or bfloat16, without such kernels"
 
 
 @contextmanager

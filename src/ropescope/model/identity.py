@@ -43,6 +43,7 @@ _NOT_OF_THE_FORWARD = {
     *("initializer_range", "initializer_factor", "router_aux_loss_coef", "gradient_checkpointing", "layerdrop"),
 }
 _NOT_OF_THE_FORWARD_EITHER = re.compile(r"^_|name_or_path|_token_ids?$|dropout|_pdrop$|jitter_noise$")
+UNANNOUNCED = "an interception"
 _PLUMBING = ("transformers", "accelerate", "torch.distributed", "ropescope")
 
 _announced: WeakKeyDictionary[nn.Module, list[str]] = WeakKeyDictionary()
@@ -113,7 +114,7 @@ def model_provenance(model: PreTrainedModel) -> dict[str, Any]:
     """
     return {
         **model_identity(model),
-        "interventions": _interventions(model),
+        "interventions": open_interventions(model),
         "hooks": _hooks(model),
         "replaced": _replaced(model),
         "behaviour": _behaviour(model),
@@ -157,9 +158,10 @@ def _attention(model: PreTrainedModel) -> tuple[str | None, int]:
     return None if own == "None" else own, len(_INTERCEPTION.findall(name))
 
 
-def _interventions(model: PreTrainedModel) -> list[str]:
+def open_interventions(model: PreTrainedModel) -> list[str]:
+    """What is open on a model, in the order in which it was opened; interceptions that nobody announced come last."""
     known = list(_announced.get(decoder_of(model), []))
-    return known + ["an interception"] * (_attention(model)[1] - len(known))
+    return known + [UNANNOUNCED] * (_attention(model)[1] - len(known))
 
 
 def _config_facts(entries: Mapping[str, Any]) -> dict[str, Any]:
