@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from ropescope.base.pair_variables import register as register
     from ropescope.base.tables import Section as Section
     from ropescope.base.tables import Table as Table
+    from ropescope.compression.planning import plan_keys as plan_keys
+    from ropescope.compression.plans import KeyPlan as KeyPlan
+    from ropescope.compression.thinning import thin_keys as thin_keys
     from ropescope.display.comparison import Comparison as Comparison
     from ropescope.display.comparison import comparison as comparison
     from ropescope.display.figures.curves import sweep_curves as sweep_curves
@@ -87,6 +90,9 @@ _HOME = {
     "weighted_rope": "interventions.weighting",
     "derotated": "interventions.derotation",
     "bake": "interventions.baking",
+    "plan_keys": "compression.planning",
+    "KeyPlan": "compression.plans",
+    "thin_keys": "compression.thinning",
     "perplexity": "evaluation.perplexity",
     "sweep": "evaluation.sweep.sweeping",
     "evaluate_tasks": "evaluation.tasks.evaluating",
