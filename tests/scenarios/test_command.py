@@ -19,7 +19,7 @@ from synthetic import synthetic_result
 from tiny import byte_level_tokenizer, tiny_llama
 
 SHORT = ["--length", "128", "--frame-length", "64", "--hop-length", "32", "--count", "2"]
-COMMANDS = ("inspect", "measure", "figures", "select", "sweep", "tasks", "compare", "report", "bake", "demo")
+COMMANDS = ("inspect", "measure", "show", "figures", "select", "sweep", "tasks", "compare", "report", "bake", "demo")
 
 
 @pytest.fixture
@@ -218,6 +218,23 @@ def test_select_counts_the_pairs_and_writes_a_mask(result, tmp_path, capsys):
     assert int(rs.PairMask.load(mask).query.sum()) == 16
     assert "it exists" in refusal(capsys, "select", str(result), "pair < 1", "--output", str(mask))
     assert int(rs.PairMask.load(mask).query.sum()) == 16
+
+
+def test_show_says_again_what_each_kind_of_file_says(result, sweeping, tmp_path, capsys):
+    cli.main(["show", str(result), "--most", "3"])
+    shown = capsys.readouterr().out
+    assert shown.startswith("query: 32 pairs in 2 layers") and "key: 16 pairs" in shown
+    cli.main(["select", str(result), "pair < 2", "--output", str(tmp_path / "half.safetensors")])
+    capsys.readouterr()
+    cli.main(["show", str(tmp_path / "half.safetensors")])
+    assert "16 of 32 query pairs" in capsys.readouterr().out
+    cli.main(sweeping)
+    told = capsys.readouterr().out
+    cli.main(["show", str(tmp_path / "sweep.nc")])
+    again = capsys.readouterr().out.strip().splitlines()
+    assert len(again) > 5 and set(filter(None, again)) <= set(told.splitlines())
+    assert "most" in refusal(capsys, "show", str(result), "--most", "0")
+    assert "it does not exist" in refusal(capsys, "show", str(tmp_path / "nowhere.nc"))
 
 
 def test_bad_selections(result, capsys):

@@ -17,6 +17,7 @@ from ropescope.cli import (  # noqa: F401  they register their commands
     measure,
     report,
     select,
+    show,
     sweep,
     tasks,
 )

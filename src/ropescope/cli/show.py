@@ -1,0 +1,57 @@
+"""The command show: what a file says, once more."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from ropescope.base.axes import STREAMS
+from ropescope.base.errors import InputError
+from ropescope.cli.options import app
+from ropescope.cli.printing import say
+
+
+@app.command
+def show(
+    file: Annotated[Path, Parameter(help="File of measure, sweep, tasks or select.")],
+    *,
+    most: int = 10,
+) -> None:
+    """Print what a file says: of a measurement its summary and the pairs that stand out, of others their table.
+
+    The pairs are the bands, loudest first; the outliers and the periodic pairs furthest beyond their thresholds, these
+    with the period that windows share and whether they beat or drift; the silent ones.
+
+    Example: `ropescope show qwen3.nc --most 20`
+
+    Parameters
+    ----------
+    most
+        Rows of each list of pairs.
+    """
+    if most < 1:
+        raise InputError(f"got --most {most}; the number of pairs to list is 1 or more")
+    import ropescope as rs
+
+    say(_text(rs.load(file), most))
+
+
+def _text(found: Any, most: int) -> str:
+    from ropescope.evaluation.sweep.changes import sweep_table
+    from ropescope.evaluation.sweep.dataset import SWEEP
+    from ropescope.evaluation.sweep.in_words import findings
+    from ropescope.evaluation.tasks.dataset import TASKS
+    from ropescope.evaluation.tasks.table import tasks_table
+    from ropescope.measurement.ranking import ranked
+    from ropescope.measurement.results import SCHEMA
+    from ropescope.measurement.summary import summary_text
+
+    schema = getattr(found, "attrs", {}).get("schema")
+    if schema == SCHEMA:
+        tables = [table.text() for stream in STREAMS for table in ranked(found, stream, most)]
+        return "\n\n".join([summary_text(found, strongest=most), *tables])
+    if schema == SWEEP.name:
+        return "\n".join([sweep_table(found), "", *findings(found)])
+    return tasks_table(found) if schema == TASKS.name else str(found)
