@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from ropescope.display.figures.spread import bands_over_wavelength as bands_over_wavelength
     from ropescope.display.figures.spread import spread_curves as spread_curves
     from ropescope.display.report.writing import report as report
+    from ropescope.evaluation.importance_validation import validate_importance as validate_importance
     from ropescope.evaluation.opening import load as load
     from ropescope.evaluation.perplexity import Perplexity as Perplexity
     from ropescope.evaluation.perplexity import perplexity as perplexity
@@ -55,7 +56,6 @@ if TYPE_CHECKING:
     from ropescope.evaluation.tasks.evaluating import evaluate_tasks as evaluate_tasks
     from ropescope.evaluation.tasks.harness import TaskProtocol as TaskProtocol
     from ropescope.evaluation.tasks.table import tasks_table as tasks_table
-    from ropescope.evaluation.validation import validate_importance as validate_importance
     from ropescope.interventions.baking import bake as bake
     from ropescope.interventions.derotation import derotated as derotated
     from ropescope.interventions.masks import PairMask as PairMask
@@ -105,7 +105,7 @@ _HOME = {
     "sequence_fe": "base.entropy",
     "white_noise_entropy": "base.entropy",
     "importance": "measurement.importance",
-    "validate_importance": "evaluation.validation",
+    "validate_importance": "evaluation.importance_validation",
     "report": "display.report.writing",
     "label_pairs": "measurement.labelling",
     "variable_map": "display.figures.maps",

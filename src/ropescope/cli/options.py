@@ -276,6 +276,6 @@ def parse_heads(texts: Iterable[str]) -> list[tuple[int | None, int | None]]:
 
 def stem_of(name: str) -> str:
     """The last part of a hub id or path, without its suffix."""
-    from ropescope.model.documents import bare_name
+    from ropescope.model.text_files import bare_name
 
     return bare_name(name).removesuffix(".gguf")

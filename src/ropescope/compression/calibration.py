@@ -25,7 +25,7 @@ from ropescope.measurement.backward import of_hidden_states
 from ropescope.model.access import input_device, undisturbed
 from ropescope.model.attention import AttentionCall, intercepted
 from ropescope.model.gradients import differentiable, no_gradient
-from ropescope.model.head import headless
+from ropescope.model.lm_head import headless
 from ropescope.run.batching import Batches
 from ropescope.run.progress import progress as steps_of
 from ropescope.run.workers import Workers

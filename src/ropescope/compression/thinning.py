@@ -16,10 +16,10 @@ from ropescope.compression.plans import KeyPlan
 from ropescope.compression.sinks import Sinks
 from ropescope.compression.turning import Forward, rotations_of
 from ropescope.model.attention import AttentionCall, intercepted
-from ropescope.model.head import headless
 from ropescope.model.identity import UNANNOUNCED, announced, model_identity, open_interventions
+from ropescope.model.lm_head import headless
 from ropescope.model.probing import probe
-from ropescope.run.holders import holders
+from ropescope.run.head_holders import holders
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -17,8 +17,8 @@ from ropescope.interventions.masks import PairMask
 from ropescope.interventions.weighting import scaling
 from ropescope.model.access import undisturbed, vocabulary_size
 from ropescope.model.card import RotaryCard
-from ropescope.model.head import logits_of, positions_at_once
-from ropescope.model.resuming import Recorded, recorded
+from ropescope.model.lm_head import logits_of, positions_at_once
+from ropescope.model.partial_forward import Recorded, recorded
 from ropescope.run.engine import Cell, one_by_one
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ropescope.base.netcdf import schema_of
+from ropescope.evaluation.importance_validation import VALIDATION
 from ropescope.evaluation.sweep.dataset import SWEEP
 from ropescope.evaluation.tasks.dataset import TASKS
-from ropescope.evaluation.validation import VALIDATION
 from ropescope.interventions.masks import PairMask
 from ropescope.measurement.results import IMPORTANCE
 from ropescope.measurement.results import load as load_measurement

@@ -14,7 +14,7 @@ from ropescope.base.errors import InputError, NonFiniteError
 from ropescope.base.tables import preformatted
 from ropescope.model.access import check_windows, input_device, undisturbed, vocabulary_size
 from ropescope.model.decoder import check_head
-from ropescope.model.head import headless, logits_of, positions_at_once
+from ropescope.model.lm_head import headless, logits_of, positions_at_once
 from ropescope.model.windows import windows_protocol
 from ropescope.run.batching import batches_of
 from ropescope.run.engine import Cells, in_batches

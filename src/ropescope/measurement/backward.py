@@ -19,7 +19,7 @@ from ropescope.base.rotary import Pairing, split_pairs
 from ropescope.measurement.reduction import padded
 from ropescope.model.access import input_device, vocabulary_size
 from ropescope.model.gradients import no_gradient
-from ropescope.model.head import headless, logits_of, positions_at_once
+from ropescope.model.lm_head import headless, logits_of, positions_at_once
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -20,7 +20,7 @@ from ropescope.base.axes import KEY, QUERY
 from ropescope.base.errors import ModelError, NonFiniteError
 from ropescope.model.conventions import attention_of, bears_attention, registered, set_attention
 from ropescope.model.decoder import decoder_of
-from ropescope.run.holders import Holders, holders
+from ropescope.run.head_holders import Holders, holders
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

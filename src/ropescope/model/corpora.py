@@ -15,7 +15,7 @@ from typing import Any
 
 from ropescope.base.errors import CorpusError, did_you_mean, first_line
 from ropescope.base.extras import require
-from ropescope.model.documents import bare_name, documents_of, file_digest, text_of
+from ropescope.model.text_files import bare_name, documents_of, file_digest, text_of
 
 BUILTIN = "builtin"
 HUB_CORPORA = {"wikitext": ("Salesforce/wikitext", "wikitext-103-raw-v1"), "c4": ("allenai/c4", "en")}

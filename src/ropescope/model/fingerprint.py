@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from ropescope.model.conventions import is_saved, kept_values
-from ropescope.run.holders import is_spread
+from ropescope.run.head_holders import is_spread
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

@@ -15,8 +15,8 @@ from typing import Any
 from ropescope.base.errors import ResultError
 from ropescope.base.files import written_whole
 from ropescope.model.checkpoints import find_checkpoint
-from ropescope.model.copies import cache_folder
 from ropescope.model.gguf.conversion import copy_name
+from ropescope.model.kept_copies import cache_folder
 
 _DECIDING = ("torch", "transformers", "numpy")
 

@@ -26,7 +26,7 @@ from ropescope.run.collectives import (
     rank_in,
     size_of,
 )
-from ropescope.run.holders import holders
+from ropescope.run.head_holders import holders
 
 if TYPE_CHECKING:
     from torch import nn

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from architectures import ARCHITECTURES, DYNAMIC_NTK, LLAMA, VOCABULARY, Architecture, state_of, tokens
 from ropescope.base.errors import InputError, ModelError, NonFiniteError
 from ropescope.evaluation.perplexity import perplexity
-from ropescope.model import head
+from ropescope.model import lm_head
 from ropescope.model.windows import TokenWindows
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -39,7 +39,7 @@ HEADS = (
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Seven positions a chunk, so that chunks neither fill a window nor divide it."""
-    monkeypatch.setitem(head._LOGITS, "cpu", 7 * VOCABULARY)
+    monkeypatch.setitem(lm_head._LOGITS, "cpu", 7 * VOCABULARY)
 
 
 def plain_nats(model: PreTrainedModel, windows: Tensor) -> Tensor:
@@ -106,7 +106,7 @@ def test_batches_change_nothing() -> None:
 @pytest.mark.parametrize(("limit", "held"), [(7, 7), (1000, 47 // 4), (0, 1)])
 def test_logits_of_a_window_are_never_held(monkeypatch: pytest.MonkeyPatch, limit: int, held: int) -> None:
     """As many as the limit allows, at most a quarter of a window, whatever the batch."""
-    monkeypatch.setitem(head._LOGITS, "cpu", limit * VOCABULARY)
+    monkeypatch.setitem(lm_head._LOGITS, "cpu", limit * VOCABULARY)
     sizes = []
     model = LLAMA.build()
     model.get_output_embeddings().register_forward_hook(lambda _module, _args, logits: sizes.append(logits.numel()))

@@ -407,7 +407,7 @@ def test_a_cache_that_cannot_be_made_keeps_no_model_from_opening(
 
 
 def test_of_two_that_convert_the_later_one_uses_what_the_earlier_one_wrote(cache: Path) -> None:
-    from ropescope.model.copies import keep_copy
+    from ropescope.model.kept_copies import keep_copy
 
     def write(folder: Path) -> None:
         (folder / "config.json").write_text("later")
@@ -421,7 +421,7 @@ def test_of_two_that_convert_the_later_one_uses_what_the_earlier_one_wrote(cache
 def test_what_a_killed_process_left_is_removed_after_a_day(cache: Path) -> None:
     import os
 
-    from ropescope.model.copies import keep_copy
+    from ropescope.model.kept_copies import keep_copy
 
     for name, age in ((".partial-old", 2 * 86400), (".partial-new", 60)):
         (cache / name).mkdir(parents=True)
@@ -466,7 +466,7 @@ def test_a_file_whose_tokenizer_cannot_be_read_can_be_looked_at(tmp_path: Path, 
 def test_the_cache_is_where_the_platform_keeps_such_things(
     variables: dict[str, str], platform: str, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ropescope.model.copies import cache_folder
+    from ropescope.model.kept_copies import cache_folder
 
     for name in ("ROPESCOPE_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)

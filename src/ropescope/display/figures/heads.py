@@ -31,7 +31,7 @@ from ropescope.display.figures.style import (
     thresholds,
     wavelength_axis,
 )
-from ropescope.measurement.references import constant_entropy, noise_entropy
+from ropescope.measurement.reference_lines import constant_entropy, noise_entropy
 from ropescope.measurement.results import kept_heads, mean_over_sequences, rotated_layers, stream_data, wavelength
 
 if TYPE_CHECKING:

@@ -27,7 +27,7 @@ from ropescope.display.report.encoding import (
     packed,
 )
 from ropescope.evaluation.sweep.dataset import ALPHA, ARM, LOWEST_NORM, RANDOM, SELECTION, STREAM
-from ropescope.measurement.references import constant_entropy, noise_entropy
+from ropescope.measurement.reference_lines import constant_entropy, noise_entropy
 from ropescope.measurement.results import (
     KEPT,
     MEAN_SPECTRUM,

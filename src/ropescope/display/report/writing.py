@@ -9,7 +9,7 @@ from typing import Any
 import xarray as xr
 
 from ropescope.analysis.comparability import pair_by_pair
-from ropescope.analysis.further import further_sections
+from ropescope.analysis.joined_variables import further_sections
 from ropescope.analysis.places_in_words import where_bands_live
 from ropescope.base.errors import InputError
 from ropescope.base.files import check_target, named, written_whole

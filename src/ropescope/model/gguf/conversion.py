@@ -9,8 +9,8 @@ from pathlib import Path
 
 from ropescope.base.errors import ModelError, first_line
 from ropescope.model.checkpoints import Checkpoint, load_config, load_tokenizer, load_weights
-from ropescope.model.copies import digest_of, found_copy, keep_copy
 from ropescope.model.gguf.file import GgufFile, read_gguf, without_vocabulary
+from ropescope.model.kept_copies import digest_of, found_copy, keep_copy
 
 # Raise it when what a copy holds changes for the same file and packages.
 _FORMAT = 1

@@ -14,7 +14,7 @@ from torch import nn
 from ropescope.model.access import input_device, undisturbed
 from ropescope.model.attention import AttentionCall, Handler, intercepted
 from ropescope.model.decoder import decoder_layers
-from ropescope.model.head import headless
+from ropescope.model.lm_head import headless
 
 if TYPE_CHECKING:
     from torch import Tensor

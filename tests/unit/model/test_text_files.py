@@ -19,9 +19,9 @@ import pytest
 
 from refusals import refused
 from ropescope.base.errors import CorpusError
-from ropescope.model import documents
+from ropescope.model import text_files
 from ropescope.model.corpora import Request, local_file, open_corpus
-from ropescope.model.documents import bare_name, file_digest
+from ropescope.model.text_files import bare_name, file_digest
 
 TEXTS = ["the lobster, and more", 'two "claws"\nand a tail', "漢字 and\ttabs"]
 ROWS = [{"text": text, "number": number} for number, text in enumerate(TEXTS)]
@@ -287,7 +287,7 @@ def test_names_without_the_suffixes_of_formats():
 
 
 def test_a_huge_file_is_known_by_its_ends_and_its_length(tmp_path, monkeypatch):
-    monkeypatch.setattr(documents, "_GIBIBYTE", 4)
+    monkeypatch.setattr(text_files, "_GIBIBYTE", 4)
     path, digests = tmp_path / "a.txt", []
     for content in ("abcdXefgh", "abcdYefgh", "abcdXXefgh", "Xbcdxefgh", "abcdxefgX", "abcdefgh"):
         path.write_text(content)

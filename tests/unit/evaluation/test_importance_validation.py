@@ -16,15 +16,15 @@ from architectures import ARCHITECTURES, LLAMA, SMOLLM3, Architecture, state_of,
 from ropescope.base.errors import InputError
 from ropescope.base.statistics import bootstrapped, rank_correlation
 from ropescope.evaluation import ablation
-from ropescope.evaluation.validation import in_words, sampled, validate_importance
+from ropescope.evaluation.importance_validation import in_words, sampled, validate_importance
 from ropescope.interventions.derotation import derotated
 from ropescope.interventions.masks import PairMask
 from ropescope.interventions.weighting import weighted_rope
 from ropescope.measurement.importance import importance
 from ropescope.model.access import undisturbed
 from ropescope.model.attention import AttentionCall, intercepted
-from ropescope.model.head import headless
-from ropescope.model.resuming import recorded
+from ropescope.model.lm_head import headless
+from ropescope.model.partial_forward import recorded
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
