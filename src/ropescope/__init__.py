@@ -57,10 +57,12 @@ if TYPE_CHECKING:
     from ropescope.evaluation.tasks.harness import TaskProtocol as TaskProtocol
     from ropescope.evaluation.tasks.table import tasks_table as tasks_table
     from ropescope.interventions.baking import bake as bake
+    from ropescope.interventions.controls import all_but_best as all_but_best
+    from ropescope.interventions.controls import lowest_importance as lowest_importance
+    from ropescope.interventions.controls import lowest_norm as lowest_norm
+    from ropescope.interventions.controls import matched_random as matched_random
     from ropescope.interventions.derotation import derotated as derotated
     from ropescope.interventions.masks import PairMask as PairMask
-    from ropescope.interventions.selection import lowest_norm as lowest_norm
-    from ropescope.interventions.selection import matched_random as matched_random
     from ropescope.interventions.selection import select as select
     from ropescope.interventions.weighting import weighted_rope as weighted_rope
     from ropescope.measurement.importance import importance as importance
@@ -85,8 +87,10 @@ _HOME = {
     "spectrum_fe": "base.entropy",
     "select": "interventions.selection",
     "PairMask": "interventions.masks",
-    "matched_random": "interventions.selection",
-    "lowest_norm": "interventions.selection",
+    "matched_random": "interventions.controls",
+    "lowest_norm": "interventions.controls",
+    "lowest_importance": "interventions.controls",
+    "all_but_best": "interventions.controls",
     "weighted_rope": "interventions.weighting",
     "derotated": "interventions.derotation",
     "bake": "interventions.baking",

@@ -19,7 +19,10 @@ from synthetic import synthetic_result
 from tiny import byte_level_tokenizer, tiny_llama
 
 SHORT = ["--length", "128", "--frame-length", "64", "--hop-length", "32", "--count", "2"]
-COMMANDS = ("inspect", "measure", "show", "figures", "select", "sweep", "tasks", "compare", "report", "bake", "demo")
+COMMANDS = (
+    *("inspect", "measure", "importance", "show", "figures", "select", "sweep", "tasks", "compare", "report", "bake"),
+    "demo",
+)
 
 
 @pytest.fixture

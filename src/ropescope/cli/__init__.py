@@ -13,6 +13,7 @@ from ropescope.cli import (  # noqa: F401  they register their commands
     compare,
     demo,
     figures,
+    importance,
     inspect,
     measure,
     report,

@@ -49,6 +49,10 @@ PAPER_SELECTIONS = tuple(PAPER)
 TENTHS = tuple(step / 10 for step in range(11))
 
 ResultPath = Annotated[Path, Parameter(help="Result file of `ropescope measure`.")]
+WorthPath = Annotated[
+    Path | None,
+    Parameter(help="File of `ropescope importance` for this model, whose variables expressions may name."),
+]
 ModelName = Annotated[
     str,
     Parameter(
@@ -249,13 +253,22 @@ def intervention_of(derotate: bool) -> Intervention:
     return rotation_kept if derotate else weighted_rope
 
 
-def selected(result: Path, selections: Iterable[str]) -> tuple[xr.DataTree, dict[str, PairMask]]:
+def worth_of(path: Path | None) -> xr.DataTree | None:
+    """The importance that a file holds, if one is given."""
+    from ropescope.measurement.results import IMPORTANCE, load
+
+    return None if path is None else load(path, IMPORTANCE)
+
+
+def selected(
+    result: Path, selections: Iterable[str], importance: xr.DataTree | None = None
+) -> tuple[xr.DataTree, dict[str, PairMask]]:
     """A measurement, and the masks of selections on it by what a person calls them."""
     import ropescope as rs
     from ropescope.measurement.results import load
 
     measured = load(result)
-    return measured, {name: rs.select(measured, name) for name in selections}
+    return measured, {name: rs.select(measured, name, importance=importance) for name in selections}
 
 
 def streams_of(stream: Stream) -> tuple[str, ...]:

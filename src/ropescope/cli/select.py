@@ -10,7 +10,9 @@ from cyclopts import Parameter
 from ropescope.base.axes import STREAMS
 from ropescope.cli.options import (
     ResultPath,
+    WorthPath,
     app,
+    worth_of,
 )
 from ropescope.cli.printing import say
 
@@ -20,13 +22,15 @@ def select(
     result: ResultPath,
     selection: Annotated[str, Parameter(help="Expression, or a selection by name.")],
     *,
+    importance: WorthPath = None,
     output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
     overwrite: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Select pairs of a result by an expression, and say how many there are in each layer.
 
     Expressions compare spectrum_fe, sequence_fe, mean_norm, dc_share, dominant_period, peak_share, layer, head, pair,
-    frequency and rotated with numbers, joined by and, or, not and parentheses. By name: bands, spectrum-outliers,
+    frequency and rotated with numbers, joined by and, or, not and parentheses; with `--importance` also fisher,
+    gradient, rotation_fisher and rotation_gradient. By name: bands, spectrum-outliers,
     periodic, table1 of the paper, and silent, the pairs that are exactly zero.
 
     Example: `ropescope select qwen3.nc "spectrum_fe < 0.2 and layer >= 4" --output bands.safetensors`
@@ -44,7 +48,7 @@ def select(
 
     if output is not None:
         check_target(output, overwrite=overwrite)
-    mask = rs.select(load(result), selection)
+    mask = rs.select(load(result), selection, importance=worth_of(importance))
     written = None if output is None else mask.save(output, overwrite=overwrite)
     say(mask)
     for layer, counts in zip(

@@ -15,7 +15,7 @@ from ropescope.cli.printing import say
 
 @app.command
 def show(
-    file: Annotated[Path, Parameter(help="File of measure, sweep, tasks or select.")],
+    file: Annotated[Path, Parameter(help="File of measure, importance, sweep, tasks or select.")],
     *,
     most: int = 10,
 ) -> None:
@@ -44,9 +44,11 @@ def _text(found: Any, most: int) -> str:
     from ropescope.evaluation.sweep.in_words import findings
     from ropescope.evaluation.tasks.dataset import TASKS
     from ropescope.evaluation.tasks.table import tasks_table
+    from ropescope.evaluation.validation import VALIDATION, in_words
     from ropescope.measurement.ranking import ranked
-    from ropescope.measurement.results import SCHEMA
+    from ropescope.measurement.results import IMPORTANCE, SCHEMA
     from ropescope.measurement.summary import summary_text
+    from ropescope.measurement.worth_in_words import importance_text
 
     schema = getattr(found, "attrs", {}).get("schema")
     if schema == SCHEMA:
@@ -54,4 +56,8 @@ def _text(found: Any, most: int) -> str:
         return "\n\n".join([summary_text(found, strongest=most), *tables])
     if schema == SWEEP.name:
         return "\n".join([sweep_table(found), "", *findings(found)])
+    if schema == IMPORTANCE:
+        return importance_text(found)
+    if schema == VALIDATION.name:
+        return "\n".join(in_words(found))
     return tasks_table(found) if schema == TASKS.name else str(found)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from ropescope.base.arguments import check_batch_size
+from ropescope.base.errors import InputError
 from ropescope.cli.drawing import check_companions, report_sweep
 from ropescope.cli.options import (
     OUTPUT_GROUP,
@@ -18,6 +19,7 @@ from ropescope.cli.options import (
     ModelName,
     ModelOptions,
     ResultPath,
+    WorthPath,
     app,
     check_model,
     check_text,
@@ -31,10 +33,12 @@ from ropescope.cli.options import (
     stamp,
     stem_of,
     windows_of,
+    worth_of,
 )
 
 if TYPE_CHECKING:
-    from ropescope.evaluation.sweep.arms import Controls
+    import xarray as xr
+
     from ropescope.interventions.masks import PairMask
 
 
@@ -47,6 +51,8 @@ def sweep(
     alphas: Annotated[tuple[float, ...], Parameter(consume_multiple=True, negative="")] = TENTHS,
     random_seeds: Annotated[tuple[int, ...], Parameter(consume_multiple=True, negative="")] = (0, 1, 2),
     control_alphas: Annotated[tuple[float, ...] | None, Parameter(consume_multiple=True, negative="")] = None,
+    importance: WorthPath = None,
+    keep_best: Annotated[tuple[float, ...], Parameter(consume_multiple=True, negative="")] = (),
     derotate: Annotated[bool, Parameter(negative="")] = False,
     options: ModelOptions = ModelOptions(),
     text: JudgeOptions = JudgeOptions(),
@@ -74,6 +80,8 @@ def sweep(
         Seeds of the random controls.
     control_alphas
         Strengths of the controls, 1 aside; default all.
+    keep_best
+        Shares of the pairs of highest importance; each makes a selection of all the others. Needs `--importance`.
     derotate
         Take rotation away instead of weighting: alpha is then the share of the rotation that is kept.
     batch_size
@@ -85,14 +93,12 @@ def sweep(
         is read, and any other is refused.
     """
     import ropescope as rs
-    from ropescope.base.files import check_target
+    from ropescope.evaluation.sweep.arms import Controls, planned
 
-    check_model(options)
-    check_text(text, "test")
-    check_batch_size(batch_size)
-    target = check_target(output or Path(f"{stem_of(model)}-{stem_of(text.corpus)}-{text.length}-sweep.nc"))
-    check_companions(target, (".png", ".md", ".csv"))
-    masks, controls = _asked(result, select, alphas, random_seeds, control_alphas)
+    target = _target(model, options, text, batch_size, output)
+    measured, worth, masks = _asked(result, importance, select, keep_best, derotate)
+    controls = Controls(random_seeds, measured, control_alphas, worth)
+    planned(masks, alphas, controls)
     join()
     before = stamp(target)
     loaded, tokenizer = load_chosen(model, options)
@@ -111,17 +117,31 @@ def sweep(
         report_sweep(data, target, model)
 
 
-def _asked(
-    result: Path,
-    selections: Iterable[str],
-    alphas: Iterable[float],
-    seeds: tuple[int, ...],
-    control_alphas: tuple[float, ...] | None,
-) -> tuple[dict[str, PairMask], Controls]:
-    """Masks and controls, checked with the strengths before a model is loaded."""
-    from ropescope.evaluation.sweep.arms import Controls, planned
+def _target(
+    model: str, options: ModelOptions, text: JudgeOptions, batch_size: int | Literal["auto"], output: Path | None
+) -> Path:
+    """Where the sweep goes, once model, text, batches and files are what can be asked for."""
+    from ropescope.base.files import check_target
 
-    measured, masks = selected(result, selections)
-    controls = Controls(seeds, measured, control_alphas)
-    planned(masks, alphas, controls)
-    return masks, controls
+    check_model(options)
+    check_text(text, "test")
+    check_batch_size(batch_size)
+    target = check_target(output or Path(f"{stem_of(model)}-{stem_of(text.corpus)}-{text.length}-sweep.nc"))
+    check_companions(target, (".png", ".md", ".csv"))
+    return target
+
+
+def _asked(
+    result: Path, importance: Path | None, selections: Iterable[str], keep_best: Iterable[float], derotate: bool
+) -> tuple[xr.DataTree, xr.DataTree | None, dict[str, PairMask]]:
+    """A measurement, importance if given, and masks by name: of selections, and of all pairs but the best."""
+    import ropescope as rs
+
+    worth = worth_of(importance)
+    measured, masks = selected(result, selections, worth)
+    if keep_best and worth is None:
+        raise InputError("got --keep-best without --importance; give the file that 'ropescope importance' wrote")
+    if worth is not None:
+        every, variable = rs.select(measured, "layer >= 0"), "rotation_fisher" if derotate else "fisher"
+        masks |= {f"best {keep:g} kept": rs.all_but_best(every, worth, keep, variable) for keep in keep_best}
+    return measured, worth, masks

@@ -1,4 +1,4 @@
-"""Select rotary pairs of a result by an expression, and draw the controls that a selection is judged against.
+"""Select rotary pairs of a result by an expression.
 
 Expressions are parsed and checked node by node, and computed on the labelled arrays; nothing in them runs as Python.
 """
@@ -96,77 +96,6 @@ def select(
         pairing=tuple(result[ROTARY].to_dataset()["pairing"].values.tolist()),
         provenance={"selection": expression, "measured": provenance(result)},
     )
-
-
-def matched_random(mask: PairMask, seed: int) -> PairMask:
-    """Draw random pairs, as many in every layer and head as the mask selects: the control of a selection.
-
-    Parameters
-    ----------
-    mask
-        The selection to be matched.
-    seed
-        Seed of NumPy's default generator.
-
-    Returns
-    -------
-    PairMask
-        Drawn without replacement from all pairs of the head, selected ones included.
-
-    Examples
-    --------
-    >>> with rs.weighted_rope(model, matched_random(mask, seed=0), alpha=0.1):  # doctest: +SKIP
-    ...     rs.perplexity(model, windows)
-    """
-    random = np.random.default_rng(seed)
-    return _redrawn(mask, f"random pairs, seed {seed}", lambda present: random.random(present.shape))
-
-
-def lowest_norm(mask: PairMask, result: xr.DataTree) -> PairMask:
-    """Take the pairs of lowest mean norm, as many in every layer and head as the mask selects.
-
-    Parameters
-    ----------
-    mask
-        The selection to be matched.
-    result
-        The result that it was selected from, or another one of the same shape.
-
-    Returns
-    -------
-    PairMask
-        What turning down the quietest pairs would do: a selection should matter more, or less, than that.
-
-    Raises
-    ------
-    InputError
-        If the result has other layers, heads or pairs than the mask.
-
-    Examples
-    --------
-    >>> with rs.weighted_rope(model, lowest_norm(mask, result), alpha=0.1):  # doctest: +SKIP
-    ...     rs.perplexity(model, windows)
-    """
-    norms = {stream: _values(result, stream)["mean_norm"] for stream in STREAMS}
-    for stream, norm in norms.items():
-        present = mask.present(stream)
-        if not np.array_equal(present.values, norm.notnull().values) or mask.layers != norm[LAYER].values.tolist():
-            raise InputError(
-                f"the mask has {int(present.sum())} {stream} pairs in {dict(present.sizes)}, the result "
-                f"{int(norm.count())} in {dict(norm.sizes)}; give a result of the model that the mask is for"
-            )
-    ordered = iter([norms[stream].values for stream in STREAMS])
-    return _redrawn(mask, "pairs of lowest mean norm", lambda present: next(ordered))
-
-
-def _redrawn(mask: PairMask, name: str, scores: Callable[[np.ndarray], np.ndarray]) -> PairMask:
-    """Select, in every head, the pairs of lowest score, as many as the mask does."""
-    drawn = {}
-    for stream, chosen in mask.streams().items():
-        present = mask.present(stream).values
-        rank = np.where(present, scores(present), np.inf).argsort(-1).argsort(-1)
-        drawn[stream] = chosen.copy(data=rank < chosen.values.sum(-1, keepdims=True))
-    return mask.replaced(drawn["query"], drawn["key"], f"{name}, matched to: {mask.provenance['selection']}")
 
 
 def _values(result: xr.DataTree, stream: str) -> dict[str, xr.DataArray]:

@@ -82,7 +82,7 @@ def mean_over_sequences(data: xr.Dataset) -> xr.Dataset:
     per_sequence = data[[name for name in data.data_vars if SEQUENCE in data[name].dims]]
     mean = per_sequence.astype(np.float64).mean(SEQUENCE, skipna=True)
     shared = {"dominant_period": agreed_period(data["dominant_period"])} if "dominant_period" in per_sequence else {}
-    further = {variable.name: data[variable.name] for variable in further_variables(data)}
+    further = {name: data[name] for name in pair_variables() if name in data and SEQUENCE not in data[name].dims}
     return mean.assign(shared | further)
 
 

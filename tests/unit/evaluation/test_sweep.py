@@ -30,8 +30,9 @@ from ropescope.evaluation.sweep.arms import NO_CONTROLS, Controls
 from ropescope.evaluation.sweep.changes import change, sweep_table
 from ropescope.evaluation.sweep.dataset import ALPHA, ARM, SELECTION, STREAM, SWEEP, WINDOW, labelled
 from ropescope.evaluation.sweep.sweeping import sweep
+from ropescope.interventions.controls import lowest_norm, matched_random
 from ropescope.interventions.derotation import derotated, rotation_kept
-from ropescope.interventions.selection import lowest_norm, matched_random, select
+from ropescope.interventions.selection import select
 from ropescope.interventions.weighting import weighted_rope
 from ropescope.measurement.measure import measure
 from ropescope.run import journal as journal_module

@@ -16,8 +16,9 @@ from matrix import plain
 from ropescope.base.errors import InputError, ModelError
 from ropescope.evaluation.perplexity import perplexity
 from ropescope.interventions.baking import bake
+from ropescope.interventions.controls import matched_random
 from ropescope.interventions.masks import PairMask
-from ropescope.interventions.selection import matched_random, select
+from ropescope.interventions.selection import select
 from ropescope.interventions.weighting import weighted_rope
 from ropescope.measurement.measure import measure
 from ropescope.model.windows import token_windows

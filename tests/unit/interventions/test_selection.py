@@ -20,8 +20,9 @@ from ropescope.base.axes import HEAD_AXIS
 from ropescope.base.errors import InputError
 from ropescope.base.pair_variables import MEASURED, PLACES, WORTH
 from ropescope.base.selections import NAMED
+from ropescope.interventions.controls import lowest_norm, matched_random
 from ropescope.interventions.masks import PairMask
-from ropescope.interventions.selection import lowest_norm, matched_random, select
+from ropescope.interventions.selection import select
 from ropescope.measurement.results import provenance
 from synthetic import BAND_HEAD, BAND_PAIRS, MISSING_PAIRS, NARROW_LAYER, UNDEFINED, synthetic_result
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from ropescope.base.errors import InputError
 from ropescope.display.figures.style import colours
-from ropescope.evaluation.sweep.dataset import ALPHA, ARM, LOWEST_NORM, RANDOM, SELECTION, STREAM
+from ropescope.evaluation.sweep.dataset import ALPHA, ARM, LOWEST, RANDOM, SELECTION, STREAM
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -79,9 +79,10 @@ def _draw(axes: Axes, data: xr.Dataset, label: str, colour: str) -> None:
         span = asked.min(ARM), asked.max(ARM)
         axes.fill_between(asked[ALPHA], *span, color=colour, alpha=0.2, lw=0, label=f"{label}, random pairs")
         axes.plot(asked[ALPHA], asked.mean(ARM), color=colour, lw=0.8, alpha=0.6)
-    if LOWEST_NORM in arms:
-        lowest = perplexity.sel({ARM: LOWEST_NORM}).dropna(ALPHA)
-        axes.plot(lowest[ALPHA], lowest, color=colour, ls="--", lw=1, label=f"{label}, lowest norm")
+    for arm, style in zip(LOWEST, ("--", ":"), strict=True):
+        if arm in arms:
+            lowest = perplexity.sel({ARM: arm}).dropna(ALPHA)
+            axes.plot(lowest[ALPHA], lowest, color=colour, ls=style, lw=1, label=f"{label}, {LOWEST[arm]}")
     own = perplexity.sel({ARM: SELECTION})
     axes.plot(own[ALPHA], own, color=colour, marker="o", ms=4, label=f"{label}, selected pairs")
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import xarray as xr
 
 from ropescope.base.errors import InputError
-from ropescope.evaluation.sweep.dataset import LOWEST_NORM, RANDOM, SELECTION
+from ropescope.evaluation.sweep.dataset import LOWEST_IMPORTANCE, LOWEST_NORM, RANDOM, SELECTION
+from ropescope.interventions.controls import lowest_importance, lowest_norm, matched_random
 from ropescope.interventions.masks import PairMask
-from ropescope.interventions.selection import lowest_norm, matched_random
 
 ALPHAS = tuple(step / 10 for step in range(11))
 
@@ -27,6 +27,8 @@ class Controls:
         A measurement of the model; its pairs of lowest mean norm make the arm ``lowest-norm``. None leaves it out.
     alphas
         Strengths of the control arms, among those of the sweep; None is all of them.
+    importance
+        Importance of the model; its pairs of lowest importance make the arm ``lowest-importance``. None leaves it out.
 
     Examples
     --------
@@ -36,6 +38,7 @@ class Controls:
     seeds: tuple[int, ...] = (0, 1, 2)
     result: xr.DataTree | None = None
     alphas: tuple[float, ...] | None = None
+    importance: xr.DataTree | None = None
 
 
 THREE_SEEDS = Controls()
@@ -105,7 +108,11 @@ def checked_alphas(alphas: Iterable[float], name: str) -> tuple[float, ...]:
 
 def _arms(mask: PairMask, controls: Controls) -> dict[str, PairMask]:
     arms = {SELECTION: mask} | {f"{RANDOM}{seed}": matched_random(mask, seed) for seed in controls.seeds}
-    return arms if controls.result is None else arms | {LOWEST_NORM: lowest_norm(mask, controls.result)}
+    if controls.result is not None:
+        arms[LOWEST_NORM] = lowest_norm(mask, controls.result)
+    if controls.importance is not None:
+        arms[LOWEST_IMPORTANCE] = lowest_importance(mask, controls.importance)
+    return arms
 
 
 def cell_name(mask: PairMask, alpha: float) -> str:

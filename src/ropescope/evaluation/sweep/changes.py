@@ -11,7 +11,7 @@ import xarray as xr
 from ropescope.base.errors import InputError, did_you_mean
 from ropescope.base.statistics import ESTIMATE, ESTIMATES, TAILS, resampled_sums
 from ropescope.base.tables import Table, csv_text
-from ropescope.evaluation.sweep.dataset import ALPHA, ARM, LOWEST_NORM, RANDOM, SELECTION, SWEEP
+from ropescope.evaluation.sweep.dataset import ALPHA, ARM, LOWEST, RANDOM, SELECTION, SWEEP
 
 CONTROL = "control"
 ALL_RANDOM = "random"
@@ -58,7 +58,7 @@ def change(data: xr.Dataset, *, resamples: int = 10_000, seed: int = 0) -> xr.Da
     arms = [str(arm) for arm in nats[ARM].values]
     draws = _means_of_draws(nats.values, data["tokens"].values, resamples, seed)
     baseline = draws[:, :, :1, [int(np.flatnonzero(nats[ALPHA].values == 1)[0])]]
-    controls = [control for control in (ALL_RANDOM, LOWEST_NORM) if control in arms]
+    controls = [control for control in (ALL_RANDOM, *LOWEST) if control in arms]
     own = draws[:, :, [arms.index(SELECTION)]]
     others = draws[:, :, [arms.index(control) for control in controls]]
     dims = {"change": (SELECTION, ARM, ALPHA, ESTIMATE), "against": (SELECTION, CONTROL, ALPHA, ESTIMATE)}

@@ -12,6 +12,9 @@ from ropescope.base.schema import Schema
 
 SELECTION, ARM, ALPHA, WINDOW, STREAM = "selection", "arm", "alpha", "window", "stream"
 LOWEST_NORM = "lowest-norm"
+LOWEST_IMPORTANCE = "lowest-importance"
+# Arms of other pairs than random ones, by what to call their pairs.
+LOWEST = {LOWEST_NORM: "lowest norm", LOWEST_IMPORTANCE: "lowest importance"}
 RANDOM = "random-"
 VARIABLES = {
     "nats": ("negative log likelihood of the scored tokens of a window", "nat", (SELECTION, ARM, ALPHA, WINDOW)),

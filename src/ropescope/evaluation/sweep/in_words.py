@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 
 from ropescope.base.statistics import ESTIMATE
 from ropescope.evaluation.sweep.changes import ALL_RANDOM, CONTROL, change
-from ropescope.evaluation.sweep.dataset import ALPHA, ARM, LOWEST_NORM, SELECTION, STREAM
+from ropescope.evaluation.sweep.dataset import ALPHA, ARM, LOWEST, SELECTION, STREAM
 
 if TYPE_CHECKING:
     import xarray as xr
 
-CONTROLS = {ALL_RANDOM: "the same number of random pairs", LOWEST_NORM: "the same number of pairs of lowest norm"}
+CONTROLS = {ALL_RANDOM: "the same number of random pairs"} | {
+    arm: f"the same number of pairs of {words}" for arm, words in LOWEST.items()
+}
 
 
 def findings(data: xr.Dataset, *, resamples: int = 10_000) -> list[str]:

@@ -98,7 +98,8 @@ def sweep(
     xarray.Dataset
         `nats` (selection, arm, alpha, window), NaN where a control was not asked for; `perplexity` (selection, arm,
         alpha); `tokens` (window), the scored ones; `selected_pairs` (selection, stream). Arms are "selection",
-        "random-<seed>" and "lowest-norm". Where a mask selects nothing, every cell is the baseline.
+        "random-<seed>", "lowest-norm" and "lowest-importance". Where a mask selects nothing, every cell is the
+        baseline.
 
     Raises
     ------
@@ -175,6 +176,7 @@ def _provenance(
     facts: Mapping[str, Any], protocol: Mapping[str, object], grid: Grid, controls: Controls
 ) -> dict[str, Any]:
     norms = None if controls.result is None else result_provenance(controls.result)
+    worth = {} if controls.importance is None else {"importance": result_provenance(controls.importance)}
     return {
         **facts,
         "windows": dict(protocol),
@@ -182,7 +184,12 @@ def _provenance(
             name: {**arms[SELECTION].provenance, "sha256": arms[SELECTION].digest()} for name, arms in grid.arms.items()
         },
         "alphas": list(grid.alphas),
-        "controls": {"seeds": list(controls.seeds), "alphas": list(grid.control_alphas), "norms_measured": norms},
+        "controls": {
+            "seeds": list(controls.seeds),
+            "alphas": list(grid.control_alphas),
+            "norms_measured": norms,
+            **worth,
+        },
     }
 
 
