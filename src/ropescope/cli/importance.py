@@ -128,7 +128,7 @@ def _tell(worth: xr.DataTree) -> None:
 
 def _tell_check(check: xr.Dataset) -> None:
     """How well importance foretold what pairs cost, from the process that prints."""
-    from ropescope.evaluation.validation import in_words
+    from ropescope.evaluation.importance_validation import in_words
 
     if leading():
         say("\n" + "\n".join(in_words(check)))

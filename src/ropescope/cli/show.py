@@ -39,12 +39,12 @@ def show(
 
 
 def _text(found: Any, most: int) -> str:
+    from ropescope.evaluation.importance_validation import VALIDATION, in_words
     from ropescope.evaluation.sweep.changes import sweep_table
     from ropescope.evaluation.sweep.dataset import SWEEP
     from ropescope.evaluation.sweep.in_words import findings
     from ropescope.evaluation.tasks.dataset import TASKS
     from ropescope.evaluation.tasks.table import tasks_table
-    from ropescope.evaluation.validation import VALIDATION, in_words
     from ropescope.measurement.ranking import ranked
     from ropescope.measurement.results import IMPORTANCE, SCHEMA
     from ropescope.measurement.summary import summary_text
