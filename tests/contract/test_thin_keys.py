@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -32,6 +33,7 @@ from ropescope.interventions.derotation import derotated
 from ropescope.interventions.selection import select
 from ropescope.interventions.weighting import weighted_rope
 from ropescope.measurement.measure import measure
+from ropescope.model.attention import intercepted
 from ropescope.model.identity import model_provenance
 
 pytestmark = pytest.mark.usefixtures("one_thread", "no_gradients")
@@ -154,6 +156,23 @@ def test_beams_are_reordered_with_their_keys(architecture: Architecture) -> None
     with thin_keys(model, plan):
         without = model.generate(**given, use_cache=False)
         assert torch.equal(model.generate(**given, past_key_values=plan.cache()), without)
+
+
+def first_keys(model: PreTrainedModel, ids: Tensor, mask: Tensor, plan: KeyPlan | None) -> Tensor:
+    """Keys of the first layer as attention gets them, (batch, kv_head, position, head_dim)."""
+    seen: dict[int, Tensor] = {}
+    around = nullcontext() if plan is None else thin_keys(model, plan)
+    with intercepted(model, lambda call: seen.__setitem__(call.layer, call.key)), around:
+        at_once(model, ids, attention_mask=mask)
+    return seen[0]
+
+
+def test_keys_of_a_texts_first_tokens_stay_whole_wherever_it_begins() -> None:
+    model, plan, ids = LLAMA.shared(), plan_of(LLAMA), tokens(3)
+    mask = left_padding(*ids.shape)
+    apart = (first_keys(model, ids, mask, plan) - first_keys(model, ids, mask, None)).abs().amax((1, 3))
+    for row, start in enumerate((0, 7, 14)):
+        assert (apart[row, start : start + 2] == 0).all() and (apart[row, start + 2 :] > 1e-3).all()
 
 
 @pytest.mark.parametrize("architecture", [LLAMA, GEMMA4], ids=str)

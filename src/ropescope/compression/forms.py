@@ -1,7 +1,7 @@
 """The two forms that thin keys have, on the device of their layer: what is stored of new keys, and what attention gets.
 
 A form stores keys as (batch, head, position, number) with as many heads as it likes; attention gets whole keys rebuilt
-(latent), or narrow keys and a query as narrow (drop).
+(latent), or, for one query, narrow keys and a query as narrow (drop).
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class Form(Protocol):
     def read(self, stored: Tensor, like: Tensor, forward: Forward) -> Tensor:
         """The keys that attention gets from what is stored of the last positions of a forward."""
 
-    def narrowed(self, query: Tensor, arguments: dict[str, Any]) -> Tensor:
-        """The query that goes with what :meth:`read` gives."""
+    def narrowed(self, query: Tensor, key: Tensor, arguments: dict[str, Any]) -> Tensor:
+        """The query that goes with the keys that :meth:`read` gave."""
 
 
 def form_of(plan: LayerPlan, rotation: Rotation, device: torch.device) -> Form:
@@ -71,7 +71,7 @@ class Latent:
             keys[:, :, block] = turned_on(before.transpose(1, 2), part(angles, block), self.rotation.pairing)
         return keys
 
-    def narrowed(self, query: Tensor, arguments: dict[str, Any]) -> Tensor:
+    def narrowed(self, query: Tensor, key: Tensor, arguments: dict[str, Any]) -> Tensor:
         """The query as it is."""
         return query
 
@@ -95,11 +95,16 @@ class Dropped:
         return _picked(keys, self.dimensions)
 
     def read(self, stored: Tensor, like: Tensor, forward: Forward) -> Tensor:
-        """What is stored, as it is."""
-        return stored
+        """What is stored, as it is; for many queries with zeros for the rest: their kernels take one width for all."""
+        if forward.total - forward.past == 1:
+            return stored
+        whole: Tensor = stored.new_zeros(*stored.shape[:3], self.head_dim)
+        return whole.scatter(3, _index(stored, self.dimensions), stored)
 
-    def narrowed(self, query: Tensor, arguments: dict[str, Any]) -> Tensor:
-        """The query without the dimensions that its key head lacks."""
+    def narrowed(self, query: Tensor, key: Tensor, arguments: dict[str, Any]) -> Tensor:
+        """The query without the dimensions that its narrow keys lack."""
+        if key.shape[-1] == query.shape[-1]:
+            return query
         groups = query.shape[1] // len(self.dimensions)
         narrow = _picked(query, self.dimensions.repeat_interleave(groups, 0))
         if arguments.get("scaling") is not None:
@@ -111,6 +116,9 @@ class Dropped:
 
 def _picked(heads: Tensor, dimensions: Tensor) -> Tensor:
     """Some dimensions of every head, of (batch, head, position, head_dim) those of (head, kept dimension)."""
-    index = dimensions[None, :, None].expand(heads.shape[0], -1, heads.shape[2], -1)
-    picked: Tensor = heads.gather(3, index)
+    picked: Tensor = heads.gather(3, _index(heads, dimensions))
     return picked
+
+
+def _index(heads: Tensor, dimensions: Tensor) -> Tensor:
+    return dimensions[None, :, None].expand(heads.shape[0], -1, heads.shape[2], -1)

@@ -144,7 +144,7 @@ class _Run:
             raise InputError("thin keys need forwards of the whole decoder, which say where its tokens stand")
         form = self._form(self.plan.shared.get(call.layer, call.layer), call.key.device)
         key = call.key if self.cache is not None else self._as_cached(call.key, form, self.forward)
-        return form.narrowed(call.query, call.arguments), key
+        return form.narrowed(call.query, key, call.arguments), key
 
     def _as_cached(self, key: Tensor, form: Form, forward: Forward) -> Tensor:
         """What the cache would give of keys that did not go through it."""

@@ -17,6 +17,7 @@ from ropescope.base.errors import InputError, ResultError
 from ropescope.compression.planning import plan_keys
 from ropescope.compression.plans import METHODS, KeyPlan
 from ropescope.compression.thinning import thin_keys
+from ropescope.evaluation.opening import load
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -43,7 +44,7 @@ def worth(loud: int) -> xr.DataTree:
 @pytest.mark.parametrize("method", METHODS)
 def test_a_plan_comes_back_from_its_file_as_it_was(method: str, tmp_path: Path) -> None:
     plan = plan_of(method)
-    again = KeyPlan.load(plan.save(tmp_path / "plan.safetensors"))
+    again = load(plan.save(tmp_path / "plan.safetensors"))
     assert again.digest() == plan.digest() and str(again) == str(plan)
     assert again.provenance == plan.provenance and again.stores == plan.stores and again.shared == plan.shared
     model = LLAMA.shared()
