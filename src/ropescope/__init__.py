@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ropescope.analysis.comparison_in_words import same_places as same_places
     from ropescope.analysis.comparison_in_words import spread_compared as spread_compared
     from ropescope.analysis.heads import default_heads as default_heads
+    from ropescope.analysis.importance_shares import importance_shares as importance_shares
     from ropescope.analysis.places import localise as localise
     from ropescope.analysis.places_in_words import where_bands_live as where_bands_live
     from ropescope.base.entropy import sequence_fe as sequence_fe
@@ -109,6 +110,7 @@ _HOME = {
     "sequence_fe": "base.entropy",
     "white_noise_entropy": "base.entropy",
     "importance": "measurement.importance",
+    "importance_shares": "analysis.importance_shares",
     "validate_importance": "evaluation.importance_validation",
     "report": "display.report.writing",
     "label_pairs": "measurement.labelling",
