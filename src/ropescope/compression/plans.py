@@ -111,6 +111,11 @@ class KeyPlan:
         How many of a text's first tokens keep whole keys (attention sinks).
     provenance
         Which model was calibrated on which text, with which parameters.
+
+    Examples
+    --------
+    >>> plan = KeyPlan.load("half.safetensors")  # doctest: +SKIP
+    >>> print(plan)  # doctest: +SKIP
     """
 
     method: Method
@@ -123,6 +128,10 @@ class KeyPlan:
     def cache(self) -> ThinKeyCache:
         """An empty key and value cache that keeps its keys as this plan says, for use inside :func:`thin_keys`.
 
+        Returns
+        -------
+        ThinKeyCache
+
         Examples
         --------
         >>> with thin_keys(model, plan):  # doctest: +SKIP
@@ -134,12 +143,32 @@ class KeyPlan:
 
     @property
     def made_for(self) -> Mapping[str, Any]:
-        """Which model the plan was calibrated on."""
+        """Which model the plan was calibrated on.
+
+        Returns
+        -------
+        mapping
+            Its provenance, the fingerprint of its weights included.
+
+        Examples
+        --------
+        >>> plan.made_for["id"]  # doctest: +SKIP
+        """
         model: Mapping[str, Any] = self.provenance.get("model", {})
         return model
 
     def digest(self) -> str:
-        """SHA-256 of all that decides what is kept."""
+        """SHA-256 of all that decides what is kept.
+
+        Returns
+        -------
+        str
+            Hexadecimal.
+
+        Examples
+        --------
+        >>> plan.digest() == KeyPlan.load("half.safetensors").digest()  # doctest: +SKIP
+        """
         return _digest(self._facts(provenance=False), self._content())
 
     def __repr__(self) -> str:
@@ -166,10 +195,19 @@ class KeyPlan:
         overwrite
             Whether an existing file may be replaced.
 
+        Returns
+        -------
+        Path
+            The file written.
+
         Raises
         ------
         ResultError
             If the file cannot be written.
+
+        Examples
+        --------
+        >>> plan.save("half.safetensors")  # doctest: +SKIP
         """
         from safetensors.torch import save
 
@@ -184,10 +222,23 @@ class KeyPlan:
     def load(cls, path: str | os.PathLike[str]) -> KeyPlan:
         """Read a plan file.
 
+        Parameters
+        ----------
+        path
+            File that :meth:`KeyPlan.save` wrote.
+
+        Returns
+        -------
+        KeyPlan
+
         Raises
         ------
         ResultError
             If it is missing, damaged, or not a plan.
+
+        Examples
+        --------
+        >>> plan = KeyPlan.load("half.safetensors")  # doctest: +SKIP
         """
         from safetensors import SafetensorError, safe_open
 

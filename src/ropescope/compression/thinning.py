@@ -46,6 +46,11 @@ def thin_keys(model: PreTrainedModel, plan: KeyPlan) -> Iterator[None]:
     plan
         What is kept of every key.
 
+    Yields
+    ------
+    None
+        On exit, after an exception too, the model is as it was.
+
     Raises
     ------
     InputError
