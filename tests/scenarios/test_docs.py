@@ -221,7 +221,7 @@ def test_the_tutorial_prints_what_it_says(tmp_path, monkeypatch, capsys):
             assert line == "..." or _words(line) in printed, f"ropescope {call} does not print: {line}"
 
 
-@pytest.mark.slow
+@pytest.mark.models
 def test_the_notebook_runs(tmp_path, monkeypatch):
     import nbformat
     from nbclient import NotebookClient

@@ -37,7 +37,15 @@ def free_port() -> str:
 @contextmanager
 def started(command: list[str], **variables: str) -> Iterator[subprocess.Popen[str]]:
     whole = environment() | LEFT | {"MASTER_PORT": free_port()} | variables
-    process = subprocess.Popen(command, env=whole, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        env=whole,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell that starts the tests in the background has them, and what they start, ignore an interrupt.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     try:
         yield process
     finally:

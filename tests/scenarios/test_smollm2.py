@@ -17,7 +17,7 @@ from ropescope.measurement.measure import measure
 from ropescope.model.probing import probe
 from ropescope.model.windows import token_windows
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.models
 
 LENGTH, LAYERS, HEADS, KV_HEADS, HEAD_DIM = 4096, 30, 9, 3, 64
 STREAMS = ("query", "key")

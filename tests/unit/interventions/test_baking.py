@@ -136,7 +136,7 @@ def test_wrapped_projections_are_refused() -> None:
         bake(model, mask.for_any_model(), 0.5)
 
 
-@pytest.mark.slow
+@pytest.mark.models
 def test_smollm2_has_the_weighted_perplexity_once_baked(builtin: Any, wikitext: Path, tmp_path: Path) -> None:
     model, tokenizer = builtin
     windows = token_windows(tokenizer, str(wikitext), length=1024, count=2)

@@ -447,7 +447,7 @@ def test_the_copy_of_builtin_tokenizes_as_the_file_does(builtin):
 
 
 @needs_builtin
-@pytest.mark.slow
+@pytest.mark.models
 def test_builtin_has_its_known_perplexity(builtin, wikitext):
     from ropescope.model.windows import token_windows
 
