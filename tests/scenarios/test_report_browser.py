@@ -373,6 +373,11 @@ def test_a_small_model_stays_small_with_the_norms_of_every_head():
     assert len(render({"SmolLM2-135M": result}).encode()) < 8e6
 
 
+def fast(answers):
+    """The lower quartile: what the page takes while nothing else takes the machine, which a test cannot choose."""
+    return statistics.quantiles(answers, n=4)[0]
+
+
 @pytest.mark.slow
 def test_a_model_like_llama_4_scout_stays_usable(read, tmp_path, capsys):
     kept = [(layer, 0) for layer in range(48)]
@@ -393,13 +398,14 @@ def test_a_model_like_llama_4_scout_stays_usable(read, tmp_path, capsys):
         reader.press("ArrowUp")
     keys = reader.page.evaluate("answers.splice(0)")
     size = path.stat().st_size / 1e6
+    click, key = fast(clicks), fast(keys)
     with capsys.disabled():
         print(
             f"\nLlama-4-sized report: {size:.1f} MB, first view {first_view:.0f} ms, "
-            f"click {statistics.median(clicks):.0f} ms, key {statistics.median(keys):.0f} ms"
+            f"click {click:.0f} ms, key {key:.0f} ms"
         )
     assert size < 30
     assert first_view < FIRST_VIEW_LIMIT
-    assert statistics.median(clicks) < CLICK_LIMIT
-    assert statistics.median(keys) < CLICK_LIMIT
+    assert click < CLICK_LIMIT
+    assert key < CLICK_LIMIT
     assert re.match(r"Layer \d+, query head 2", reader.text("head-title"))
