@@ -144,6 +144,12 @@ def test_bad_texts(saved, tmp_path, capsys):
     assert not Path("unwritten.nc").exists()
 
 
+def test_measure_names_its_file_as_it_was_given(saved, text, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    cli.main(["measure", str(saved), "--corpus", str(text), *SHORT, "--output", "r.nc"])
+    assert capsys.readouterr().out.endswith("result: r.nc\nfigures: ropescope figures r.nc\n")
+
+
 def test_bad_models(text, tmp_path, capsys):
     (tmp_path / "bare").mkdir()
     (tmp_path / "wrong.gguf").write_bytes(b"not a model")
