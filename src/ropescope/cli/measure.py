@@ -58,7 +58,6 @@ def measure(
         measurement is refused.
     """
     import ropescope as rs
-    from ropescope.base.files import check_target
 
     norm_heads = parse_heads(how.norm_heads)
     check_model(options)
@@ -67,7 +66,6 @@ def measure(
     check_analysis_window(how.window)
     check_batch_size(how.batch_size)
     target = output or Path(f"{stem_of(model)}-{stem_of(text.corpus)}-{text.length}.nc")
-    check_target(target)
     _check_in_the_way(target, how, text, overwrite)
     join()
     before = stamp(target)
@@ -92,10 +90,12 @@ def measure(
 
 
 def _check_in_the_way(target: Path, how: MeasureOptions, text: TextOptions, overwrite: bool) -> None:
-    """Refuse a file that holds no measurement, or one that differs in what is known before a model is loaded."""
+    """Refuse a place that cannot be written, and a file that is no measurement or seen to be of another run."""
     from ropescope.base.facts import finished
+    from ropescope.base.files import check_target
     from ropescope.measurement.results import load, recorded_facts
 
+    check_target(target)
     frames = {"frame_length": how.frame_length, "hop_length": how.hop_length, "window": how.window}
     wanted: dict[str, dict[str, object]] = {
         "parameters": {"length": text.length, "batch_size": how.batch_size, **frames},
