@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from scipy.stats import rankdata
 from scipy.stats import t as student
 
 from ropescope.analysis.comparability import check_pairwise, on_scale_of
@@ -16,7 +15,7 @@ from ropescope.analysis.places import SELECTION
 from ropescope.analysis.shares import ENTROPIES, ENTROPY
 from ropescope.base.axes import HEAD_AXIS, LAYER, PAIR, SEQUENCE, STREAMS
 from ropescope.base.selections import PAPER, Selection
-from ropescope.base.statistics import ESTIMATE, ESTIMATES, jackknife
+from ropescope.base.statistics import ESTIMATE, ESTIMATES, jackknife, rank_correlation
 from ropescope.measurement.results import stream_data
 
 OTHER, PLACEMENT = "other", "placement"
@@ -163,10 +162,7 @@ def _agreement(ours: np.ndarray, theirs: np.ndarray) -> tuple[np.ndarray, np.nda
 def spearman(first: np.ndarray, other: np.ndarray) -> float:
     """Spearman's rank correlation over the places that both define; NaN with fewer than three, or where one is flat."""
     known = ~np.isnan(first) & ~np.isnan(other)
-    a, b = (rankdata(values[known]) for values in (first, other))
-    if known.sum() < 3 or not np.ptp(a) or not np.ptp(b):
-        return np.nan
-    return float(np.corrcoef(a, b)[0, 1])
+    return rank_correlation(first[known], other[known]) if known.sum() >= 3 else np.nan
 
 
 def _reliability(values: np.ndarray) -> float:

@@ -7,7 +7,7 @@ import xarray as xr
 
 from ropescope.base.axes import STREAMS
 from ropescope.base.selections import PAPER
-from ropescope.base.statistics import ESTIMATE, ESTIMATES, bootstrapped
+from ropescope.base.statistics import ESTIMATE, ESTIMATES, bootstrapped, ranks
 from ropescope.measurement.results import joined, mean_over_sequences, stream_data
 
 SCORES = {"-spectrum_fe": ("spectrum_fe", -1), "-sequence_fe": ("sequence_fe", -1), "mean_norm": ("mean_norm", 1)}
@@ -70,7 +70,5 @@ def _auc(fisher: np.ndarray, score: np.ndarray) -> float:
     """Area under the curve of finding the top tenth by a score; equal scores count half."""
     top = np.zeros(len(fisher), dtype=bool)
     top[np.argsort(-fisher, kind="stable")[: max(1, round(_TOP * len(fisher)))]] = True
-    _, places, counts = np.unique(score, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(counts) - (counts - 1) / 2)[places]
-    wins = ranks[top].sum() - top.sum() * (top.sum() + 1) / 2
+    wins = ranks(score)[top].sum() - top.sum() * (top.sum() + 1) / 2
     return float(wins / (top.sum() * (~top).sum()))

@@ -44,6 +44,12 @@ class Schema:
         text = json.dumps(provenance, allow_nan=False, ensure_ascii=False)
         return {"schema": self.name, "schema_version": self.version, "provenance": text}
 
+    @staticmethod
+    def provenance(data: xr.Dataset) -> dict[str, Any]:
+        """What :meth:`attributes` was given."""
+        found: dict[str, Any] = json.loads(data.attrs["provenance"])
+        return found
+
     def load(self, path: str | Path) -> xr.Dataset:
         """Read a dataset fully into memory.
 

@@ -31,9 +31,6 @@ from ropescope.cli.options import (
 from ropescope.cli.printing import say
 
 if TYPE_CHECKING:
-    pass
-
-if TYPE_CHECKING:
     import xarray as xr
 
 

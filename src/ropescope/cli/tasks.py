@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -150,6 +149,7 @@ def _asked(tasks: Iterable[str], alphas: Iterable[float], how: HarnessOptions) -
 
 def _report(data: xr.Dataset, target: Path) -> None:
     """Print the table, and write it in every format beside the scores; exit with 1 if a task failed."""
+    from ropescope.evaluation.tasks.dataset import TASKS
     from ropescope.evaluation.tasks.table import compared, tasks_table
 
     rows = compared(data)
@@ -158,7 +158,7 @@ def _report(data: xr.Dataset, target: Path) -> None:
         write_text(target.with_suffix(extension), text.rstrip("\n") + "\n")
     say(tasks_table(data, rows=rows))
     say(f"\nscores: {target}\ntables: the same name with .md, .csv and .json")
-    failed = json.loads(data.attrs["provenance"])["failed"]
+    failed = TASKS.provenance(data)["failed"]
     for reason in failed.values():
         print(f"ropescope: {reason}", file=sys.stderr)
     if failed:

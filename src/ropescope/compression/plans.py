@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -10,10 +9,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 
-from ropescope.base.errors import ResultError, first_line
-from ropescope.base.files import check_target, written_whole
+from ropescope.base.records import RecordKind, digest
 from ropescope.base.tables import preformatted
 
 if TYPE_CHECKING:
@@ -24,8 +23,14 @@ if TYPE_CHECKING:
 Method = Literal["latent", "drop"]
 METHODS: tuple[Method, ...] = ("latent", "drop")
 
-SCHEMA = "ropescope-keys"
-SCHEMA_VERSION = 1
+PLAN = RecordKind(
+    format="ropescope-keys",
+    version=1,
+    noun="plan",
+    what="a plan of thin keys",
+    make="make one with ropescope.plan_keys",
+    again="plan again",
+)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -169,7 +174,7 @@ class KeyPlan:
         --------
         >>> plan.digest() == KeyPlan.load("half.safetensors").digest()  # doctest: +SKIP
         """
-        return _digest(self._facts(provenance=False), self._content())
+        return digest(self._content(), self._facts(provenance=False))
 
     def __repr__(self) -> str:
         return f"<KeyPlan {self}>"
@@ -209,14 +214,7 @@ class KeyPlan:
         --------
         >>> plan.save("half.safetensors")  # doctest: +SKIP
         """
-        from safetensors.torch import save
-
-        content, facts = self._content(), self._facts(provenance=True)
-        metadata = {"format": SCHEMA, "version": str(SCHEMA_VERSION), "ropescope": facts}
-        target = check_target(Path(path), overwrite=overwrite)
-        with written_whole(target) as partial:
-            partial.write_bytes(save(content, {**metadata, "sha256": _digest(facts, content)}))
-        return target
+        return PLAN.save(path, self._facts(provenance=True), self._content(), overwrite=overwrite)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> KeyPlan:
@@ -240,19 +238,7 @@ class KeyPlan:
         --------
         >>> plan = KeyPlan.load("half.safetensors")  # doctest: +SKIP
         """
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                _check_kind(metadata, str(path))
-                content = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                text = metadata["ropescope"]
-        except (OSError, SafetensorError, KeyError) as error:
-            raise ResultError(f"cannot read the plan {path}: {first_line(error)}; plan again") from error
-        if metadata.get("sha256") != _digest(text, content):
-            raise ResultError(f"the plan {path} is damaged: it does not hold what was saved; plan again")
-        facts = json.loads(text)
+        facts, content = PLAN.load(path)
         kind = _LAYERS[facts["method"]]
         layers = tuple(kind(**numbers, **_tensors(content, numbers["layer"])) for numbers in facts["layers"])
         return cls(
@@ -264,10 +250,10 @@ class KeyPlan:
             provenance=facts["provenance"],
         )
 
-    def _content(self) -> dict[str, Tensor]:
+    def _content(self) -> dict[str, np.ndarray]:
         named = [(plan, field.name, getattr(plan, field.name)) for plan in self.layers for field in fields(plan)]
         return {
-            f"{plan.layer}.{name}": value.contiguous().cpu()
+            f"{plan.layer}.{name}": value.cpu().numpy()
             for plan, name, value in named
             if isinstance(value, torch.Tensor)
         }
@@ -287,23 +273,8 @@ class KeyPlan:
         return json.dumps({**facts, "provenance": self.provenance} if provenance else facts)
 
 
-def _tensors(content: Mapping[str, Tensor], layer: int) -> dict[str, Any]:
+def _tensors(content: Mapping[str, np.ndarray], layer: int) -> dict[str, Any]:
     prefix = f"{layer}."
-    return {name.removeprefix(prefix): tensor for name, tensor in content.items() if name.startswith(prefix)}
-
-
-def _check_kind(metadata: Mapping[str, str], source: str) -> None:
-    if metadata.get("format") != SCHEMA:
-        raise ResultError(f"{source} is not a plan of thin keys; make one with ropescope.plan_keys")
-    if metadata.get("version") != str(SCHEMA_VERSION):
-        raise ResultError(
-            f"{source} is a plan of version {metadata.get('version')}; this ropescope reads version {SCHEMA_VERSION}: "
-            "plan again"
-        )
-
-
-def _digest(facts: str, content: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256(facts.encode())
-    for name, tensor in sorted(content.items()):
-        digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode() + tensor.numpy().tobytes())
-    return digest.hexdigest()
+    return {
+        name.removeprefix(prefix): torch.from_numpy(array) for name, array in content.items() if name.startswith(prefix)
+    }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -19,9 +18,8 @@ from ropescope.base.schema import Schema
 from ropescope.base.statistics import ESTIMATE, ESTIMATES, bootstrapped, rank_correlation
 from ropescope.evaluation.ablation import KINDS, ROTATION, SCALE, Ablation
 from ropescope.measurement.results import provenance
-from ropescope.model.access import check_windows
-from ropescope.model.decoder import check_head
 from ropescope.model.identity import model_provenance
+from ropescope.model.lm_head import check_next_tokens
 from ropescope.model.probing import probe
 from ropescope.model.windows import windows_protocol
 from ropescope.run.engine import Cell, Cells, Output
@@ -158,7 +156,7 @@ def _output(path: str | Path | None, overwrite: bool, facts: dict[str, Any], dev
         cell_facts={**facts, "device": device},
         load=VALIDATION.load,
         save=VALIDATION.save,
-        recorded=lambda data: dict(json.loads(data.attrs["provenance"])),
+        recorded=VALIDATION.provenance,
     )
 
 
@@ -173,10 +171,7 @@ def sampled(worth: xr.DataTree, stream: str, count: int, seed: int) -> list[tupl
 
 
 def _check(model: PreTrainedModel, windows: TokenIds, count: int, stream: str, seed: int) -> None:
-    check_windows(model, windows)
-    check_head(model)
-    if windows.shape[1] < 2:
-        raise InputError("windows got 1 position; a next token needs at least 2 in a window")
+    check_next_tokens(model, windows)
     check_at_least("count", count, 3)
     check_at_least("seed", seed, 0)
     if stream not in STREAMS:
@@ -235,7 +230,7 @@ def _ratio(predicted: np.ndarray, true: np.ndarray) -> float:
 
 def in_words(data: xr.Dataset) -> list[str]:
     """A sentence for each kind of loss: how well it was foretold, and whether the score may be used for it."""
-    stream = json.loads(data.attrs["provenance"])["parameters"][STREAM]
+    stream = VALIDATION.provenance(data)["parameters"][STREAM]
     return [_sentence(data.sel({KIND: kind}), kind, stream) for kind in KINDS if data["kl"].sel({KIND: kind}).count()]
 
 

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ropescope.base.netcdf import schema_of
+from ropescope.base.records import format_of
 from ropescope.evaluation.importance_validation import VALIDATION
 from ropescope.evaluation.sweep.dataset import SWEEP
 from ropescope.evaluation.tasks.dataset import TASKS
-from ropescope.interventions.masks import PairMask
+from ropescope.interventions.masks import MASK, PairMask
 from ropescope.measurement.results import IMPORTANCE
 from ropescope.measurement.results import load as load_measurement
 
 _SAFETENSORS = ".safetensors"
-_PLAN = "ropescope-keys"
 
 
 def load(path: str | Path) -> Any:
@@ -53,11 +52,9 @@ def load(path: str | Path) -> Any:
 
 def _load_safetensors(path: str | Path) -> Any:
     """A plan, whose room needs torch, or a mask, which does not; what is neither is refused as no mask."""
-    from safetensors import SafetensorError, safe_open
+    kind = format_of(path)
+    if kind in (None, MASK.format):
+        return PairMask.load(path)
+    from ropescope.compression.plans import PLAN, KeyPlan
 
-    with suppress(OSError, SafetensorError), safe_open(path, framework="numpy") as file:
-        if (file.metadata() or {}).get("format") == _PLAN:
-            from ropescope.compression.plans import KeyPlan
-
-            return KeyPlan.load(path)
-    return PairMask.load(path)
+    return (KeyPlan if kind == PLAN.format else PairMask).load(path)

@@ -14,13 +14,19 @@ import numpy as np
 import xarray as xr
 
 from ropescope.base.axes import HEAD, HEAD_AXIS, KEY, KV_HEAD, LAYER, PAIR, QUERY, STREAMS
-from ropescope.base.errors import InputError, ResultError, first_line
+from ropescope.base.errors import InputError
 from ropescope.base.facts import listed, other_model, other_weights
-from ropescope.base.files import check_target, written_whole
+from ropescope.base.records import RecordKind
 from ropescope.base.tables import Table
 
-SCHEMA = "ropescope-mask"
-SCHEMA_VERSION = 1
+MASK = RecordKind(
+    format="ropescope-mask",
+    version=1,
+    noun="mask",
+    what="a mask",
+    make="make one with 'ropescope select'",
+    again="select again",
+)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -253,17 +259,10 @@ class PairMask:
         --------
         >>> mask.save("bands.safetensors")  # doctest: +SKIP
         """
-        from safetensors.numpy import save
-
-        arrays = {name: getattr(self, name) for name in _ARRAYS}
-        content = {name: np.ascontiguousarray(array.values.astype(np.uint8)) for name, array in arrays.items()}
-        content[LAYER] = np.asarray(self.layers, dtype=np.int64)
+        arrays = {name: getattr(self, name).values.astype(np.uint8) for name in _ARRAYS}
+        arrays[LAYER] = np.asarray(self.layers, dtype=np.int64)
         facts = json.dumps({"pairing": self.pairing, "provenance": self.provenance})
-        metadata = {"format": SCHEMA, "version": str(SCHEMA_VERSION), "ropescope": facts}
-        target = check_target(Path(path), overwrite=overwrite)
-        with written_whole(target) as partial:
-            partial.write_bytes(save(content, {**metadata, "sha256": _digest(facts, content)}))
-        return target
+        return MASK.save(path, facts, arrays, overwrite=overwrite)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> PairMask:
@@ -287,19 +286,7 @@ class PairMask:
         --------
         >>> mask = PairMask.load("bands.safetensors")  # doctest: +SKIP
         """
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(path, framework="numpy") as file:
-                metadata = file.metadata() or {}
-                _check_kind(metadata, str(path))
-                content = {name: file.get_tensor(name) for name in (*_ARRAYS, LAYER)}
-                text = metadata["ropescope"]
-        except (OSError, SafetensorError, KeyError) as error:
-            raise ResultError(f"cannot read the mask {path}: {first_line(error)}; select again") from error
-        if metadata.get("sha256") != _digest(text, content):
-            raise ResultError(f"the mask {path} is damaged: it does not hold what was saved; select again")
-        facts = json.loads(text)
+        facts, content = MASK.load(path, (*_ARRAYS, LAYER))
         arrays = {name: labelled(content[name].astype(bool), content[LAYER], axis) for name, axis in _ARRAYS.items()}
         return cls(**arrays, pairing=tuple(facts["pairing"]), provenance=facts["provenance"])
 
@@ -312,20 +299,3 @@ def labelled(values: np.ndarray, layers: np.ndarray, axis: str) -> xr.DataArray:
     heads, pairs = values.shape[1:]
     coords = {LAYER: layers, axis: np.arange(heads), PAIR: np.arange(pairs)}
     return xr.DataArray(values, coords=coords, dims=(LAYER, axis, PAIR))
-
-
-def _check_kind(metadata: Mapping[str, str], source: str) -> None:
-    if metadata.get("format") != SCHEMA:
-        raise ResultError(f"{source} is not a mask; make one with 'ropescope select'")
-    if metadata.get("version") != str(SCHEMA_VERSION):
-        raise ResultError(
-            f"{source} is a mask of version {metadata.get('version')}; this ropescope reads version {SCHEMA_VERSION}: "
-            "select again"
-        )
-
-
-def _digest(facts: str, content: Mapping[str, np.ndarray]) -> str:
-    digest = hashlib.sha256(facts.encode())
-    for name, array in sorted(content.items()):
-        digest.update(f"{name}{array.dtype}{array.shape}".encode() + array.tobytes())
-    return digest.hexdigest()

@@ -22,11 +22,12 @@ from ropescope.base.facts import versions
 from ropescope.measurement.backward import Felt, importance_of
 from ropescope.measurement.labelling import label_importance
 from ropescope.measurement.results import IMPORTANCE, load, recorded_facts, save
-from ropescope.model.access import check_windows, frequency_in_force, undisturbed
+from ropescope.model.access import frequency_in_force, undisturbed
 from ropescope.model.attention import intercepted
-from ropescope.model.decoder import check_head, decoder_layers
+from ropescope.model.decoder import decoder_layers
 from ropescope.model.gradients import differentiable
 from ropescope.model.identity import model_provenance
+from ropescope.model.lm_head import check_next_tokens
 from ropescope.model.probing import probe
 from ropescope.model.windows import windows_protocol
 from ropescope.run.batching import Batches, batches_of
@@ -207,10 +208,7 @@ class _Pass:
 
 
 def _check(model: PreTrainedModel, windows: TokenIds, draws: int, seed: int, batch_size: BatchSize) -> None:
-    check_windows(model, windows, batch_size)
-    check_head(model)
-    if windows.shape[1] < 2:
-        raise InputError("windows got 1 position; a next token needs at least 2 in a window")
+    check_next_tokens(model, windows, batch_size)
     check_at_least("draws", draws, 1)
     check_at_least("seed", seed, 0)
 

@@ -11,6 +11,7 @@ from ropescope.base.axes import SEQUENCE
 _SAME = 0.1
 # A rhythm has at least so many cycles in a window; a drift has fewer.
 CYCLES = 8
+RHYTHM, DRIFT = "rhythm", "drift"
 RHYTHM_RULE, DRIFT_RULE = f"{CYCLES} cycles or more", f"fewer than {CYCLES}"
 
 
@@ -40,26 +41,26 @@ def agreed_period(period: xr.DataArray) -> xr.DataArray:
     )
 
 
-def rhythm(period: xr.DataArray, length: int) -> xr.DataArray:
-    r"""Which pairs beat: at least 8 cycles in a window, with the same period in at least half of the windows.
+def kinds(period: xr.DataArray, length: int | None) -> xr.DataArray:
+    """Whether the norm of each pair beats or follows the text: "rhythm", "drift", or "" for neither.
 
     Parameters
     ----------
     period
         As in :func:`agreed_period`.
     length
-        Tokens in a window.
+        Tokens in a window; where it is not known neither can be told.
+
+    Returns
+    -------
+    xarray.DataArray
+        Without `sequence`. A rhythm has at least 8 cycles in a window, with the same period in at least half of the
+        windows; a drift has none, but a period over `length` / 8 in half of them.
     """
-    return agreed_period(period) <= length / CYCLES
-
-
-def drift(period: xr.DataArray, length: int) -> xr.DataArray:
-    """Which pairs follow the text rather than beat: no rhythm, but a period over length / 8 in half of the windows.
-
-    Parameters
-    ----------
-    period, length
-        As in :func:`rhythm`.
-    """
+    shared = agreed_period(period)
+    if length is None:
+        return shared.astype(object).copy(data=np.full(shared.shape, "", dtype=object))
     long = (period > length / CYCLES).sum(SEQUENCE)
-    return (2 * long >= period.notnull().sum(SEQUENCE)) & (long > 0) & ~rhythm(period, length)
+    drifting = (2 * long >= period.notnull().sum(SEQUENCE)) & (long > 0)
+    found = np.where(shared <= length / CYCLES, RHYTHM, np.where(drifting.transpose(*shared.dims), DRIFT, ""))
+    return shared.astype(object).copy(data=found.astype(object))

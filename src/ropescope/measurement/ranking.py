@@ -8,11 +8,11 @@ from collections.abc import Callable
 import numpy as np
 import xarray as xr
 
-from ropescope.base.axes import HEAD_AXIS, LAYER, PAIR, SEQUENCE
+from ropescope.base.axes import HEAD_AXIS, LAYER, PAIR
 from ropescope.base.errors import InputError
 from ropescope.base.selections import OUTLIERS, PERIODIC, SILENT, Selection
 from ropescope.base.tables import Table
-from ropescope.measurement.periods import drift, rhythm
+from ropescope.measurement.periods import kinds
 from ropescope.measurement.results import mean_over_sequences, stream_data, window_length
 from ropescope.measurement.summary import format_tokens
 
@@ -45,7 +45,7 @@ def ranked(result: xr.DataTree, stream: str = "query", most: int = 10) -> list[T
     if most < 1:
         raise InputError(f"got most={most}; the number of pairs to list must be 1 or more")
     data = stream_data(result, stream)
-    flat = _flat(mean_over_sequences(data).assign(kind=_kinds(data, window_length(result))), stream)
+    flat = _flat(mean_over_sequences(data).assign(kind=kinds(data["dominant_period"], window_length(result))), stream)
     tables = [_furthest(flat, OUTLIERS, stream, most), _furthest(flat, PERIODIC, stream, most, **_PERIODS)]
     return [table for table in (*tables, _silent(flat, stream, most)) if table.rows]
 
@@ -53,17 +53,6 @@ def ranked(result: xr.DataTree, stream: str = "query", most: int = 10) -> list[T
 def _flat(mean: xr.Dataset, stream: str) -> xr.Dataset:
     """One row for every pair of every head."""
     return mean.stack(place=(LAYER, HEAD_AXIS[stream], PAIR), create_index=False)
-
-
-def _kinds(data: xr.Dataset, length: int | None) -> xr.DataArray:
-    """Whether each pair beats or drifts; blank where it does neither, or the length of the windows is not known."""
-    period = data["dominant_period"]
-    one = period.isel({SEQUENCE: 0}, drop=True).astype(object)
-    kinds = np.full(one.shape, "", dtype=object)
-    if length is not None:
-        kinds[drift(period, length).values] = "drift"
-        kinds[rhythm(period, length).values] = "rhythm"
-    return one.copy(data=kinds)
 
 
 def _shared_period(row: xr.Dataset) -> str:

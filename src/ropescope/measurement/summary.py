@@ -12,7 +12,7 @@ import xarray as xr
 from ropescope.base.axes import HEAD_AXIS, LAYER, PAIR, SEQUENCE, STREAMS
 from ropescope.base.errors import InputError
 from ropescope.base.selections import BANDS, OUTLIERS, PERIODIC, SILENT
-from ropescope.measurement.periods import DRIFT_RULE, RHYTHM_RULE, drift, rhythm
+from ropescope.measurement.periods import DRIFT, DRIFT_RULE, RHYTHM, RHYTHM_RULE, kinds
 from ropescope.measurement.results import (
     further_variables,
     mean_over_sequences,
@@ -33,7 +33,7 @@ class Counts:
     bands, outliers, periodic : int
         Pairs that the selections of these names hold by their means over sequences.
     rhythm, drift : int
-        Of the periodic ones those that beat, and those that rather follow the text (:func:`rhythm`, :func:`drift` of
+        Of the periodic ones those that beat, and those that rather follow the text (:func:`kinds` of
         ``measurement.periods``); both 0 where the result does not hold the length of its windows.
     undefined_spectrum, undefined_sequence : int
         Pairs without a SpectrumFE (silent) and without a SequenceFE (silent or flat) in every sequence.
@@ -104,7 +104,7 @@ def counts(result: xr.DataTree, stream: str = "query") -> Counts:
     Frequency Entropy paper, section 4.
     """
     data = stream_data(result, stream)
-    mean, period, length = mean_over_sequences(data), data["dominant_period"], window_length(result)
+    mean, kind = mean_over_sequences(data), kinds(data["dominant_period"], window_length(result))
     present = mean["mean_norm"].notnull()
     spectrum, sequence = mean["spectrum_fe"], mean["sequence_fe"]
     periodic = present & PERIODIC.holds(sequence)
@@ -113,8 +113,8 @@ def counts(result: xr.DataTree, stream: str = "query") -> Counts:
         bands=int((present & BANDS.holds(spectrum)).sum()),
         outliers=int((present & OUTLIERS.holds(spectrum)).sum()),
         periodic=int(periodic.sum()),
-        rhythm=0 if length is None else int((periodic & rhythm(period, length)).sum()),
-        drift=0 if length is None else int((periodic & drift(period, length)).sum()),
+        rhythm=int((periodic & (kind == RHYTHM)).sum()),
+        drift=int((periodic & (kind == DRIFT)).sum()),
         undefined_spectrum=int((present & spectrum.isnull()).sum()),
         undefined_sequence=int((present & sequence.isnull()).sum()),
         silent=int(SILENT.holds(mean["mean_norm"]).sum()),
@@ -234,11 +234,12 @@ def _runs(selected: np.ndarray) -> list[np.ndarray]:
 def _counts_lines(result: xr.DataTree, stream: str) -> list[str]:
     total = counts(result, stream)
     sizes = stream_data(result, stream).sizes
+    kinds_of_periodic = [(f"- {RHYTHM}", RHYTHM_RULE, total.rhythm), (f"- {DRIFT}", DRIFT_RULE, total.drift)]
     rows = [
         (BANDS.label, BANDS.rule, total.bands),
         (OUTLIERS.label, OUTLIERS.rule, total.outliers),
         (PERIODIC.label, PERIODIC.rule, total.periodic),
-        *((("- rhythm", RHYTHM_RULE, total.rhythm), ("- drift", DRIFT_RULE, total.drift)) if total.periodic else ()),
+        *(kinds_of_periodic if total.periodic else ()),
         ("undefined", "SpectrumFE", total.undefined_spectrum),
         ("undefined", "SequenceFE", total.undefined_sequence),
         (SILENT.label, SILENT.words, total.silent),

@@ -6,6 +6,8 @@ library, so it is refused here, in one line, before anything runs.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -44,6 +46,19 @@ def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
     if not layers:
         raise ModelError(f"{type(model).__name__} has no layers that can be run by themselves; leave checkpointing out")
     return layers
+
+
+@contextmanager
+def with_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Let a module run another forward while the context is open."""
+    own = vars(module).get("forward")
+    vars(module)["forward"] = forward
+    try:
+        yield
+    finally:
+        del module.forward
+        if own is not None:
+            vars(module)["forward"] = own
 
 
 def check_model(model: PreTrainedModel) -> None:

@@ -6,7 +6,7 @@ Everything is put back on exit: which weights require gradients, every layer's f
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ropescope.base.errors import ModelError, first_line
 from ropescope.model.access import rotary_frequencies
-from ropescope.model.decoder import decoder_layers
+from ropescope.model.decoder import decoder_layers, with_forward
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -69,17 +69,11 @@ def _run_again(layers: list[nn.Module]) -> Iterator[None]:
     """Let each layer keep its input alone."""
     from torch.utils.checkpoint import checkpoint
 
-    own = [(layer, vars(layer).get("forward")) for layer in layers]
-    try:
+    with ExitStack() as stack:
         for layer in layers:
-            again: Any = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
-            layer.forward = again
+            again = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
+            stack.enter_context(with_forward(layer, again))
         yield
-    finally:
-        for layer, forward in own:
-            vars(layer).pop("forward", None)
-            if forward is not None:
-                layer.forward = forward
 
 
 def _holding_weights(model: nn.Module) -> list[nn.Module]:

@@ -7,16 +7,28 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ropescope.base.errors import ModelError
-from ropescope.model.decoder import decoder_of
+from ropescope.base.errors import InputError, ModelError
+from ropescope.model.access import check_windows
+from ropescope.model.decoder import check_head, decoder_of, with_forward
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
+    from ropescope.base.arguments import BatchSize
+    from ropescope.base.axes import TokenIds
+
 # Logits held at once, at most: on a CPU 16 MiB, which the heap uses again and again. An accelerator wants larger
 # matrix products, but never more than a quarter of a window.
 _LOGITS = {"cpu": 2**22, "accelerator": 2**26}
+
+
+def check_next_tokens(model: PreTrainedModel, windows: TokenIds, batch_size: BatchSize = 1) -> None:
+    """Raise InputError or ModelError unless the model can predict next tokens of the windows."""
+    check_windows(model, windows, batch_size)
+    check_head(model)
+    if windows.shape[1] < 2:
+        raise InputError("windows got 1 position; a next token needs at least 2 in a window")
 
 
 def headless(model: PreTrainedModel) -> Any:
@@ -50,18 +62,11 @@ def _decoder_giving(model: PreTrainedModel, output: Any) -> Iterator[list[None]]
 
     That keeps soft caps, scales and biases of heads where they are written, in the model.
     """
-    decoder = headless(model)
-    own = vars(decoder).get("forward")
     calls: list[None] = []
 
     def give(*_args: Any, **_kwargs: Any) -> Any:
         calls.append(None)
         return output
 
-    decoder.forward = give
-    try:
+    with with_forward(headless(model), give):
         yield calls
-    finally:
-        del decoder.forward
-        if own is not None:
-            decoder.forward = own

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +13,7 @@ from torch import nn
 
 from ropescope.model.access import input_device, undisturbed
 from ropescope.model.attention import AttentionCall, Handler, intercepted
-from ropescope.model.decoder import decoder_layers
+from ropescope.model.decoder import decoder_layers, with_forward
 from ropescope.model.lm_head import headless
 
 if TYPE_CHECKING:
@@ -109,16 +109,3 @@ def _giving(layers: list[nn.Module], outputs: list[Any]) -> Iterator[None]:
 
 def _given(output: Any, *_args: Any, **_kwargs: Any) -> Any:
     return output
-
-
-@contextmanager
-def with_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Let a module run another forward while the context is open."""
-    own = vars(module).get("forward")
-    vars(module)["forward"] = forward
-    try:
-        yield
-    finally:
-        del module.forward
-        if own is not None:
-            vars(module)["forward"] = own

@@ -6,7 +6,6 @@ on where it was. One run at a time may hold a journal; all of its processes writ
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -24,6 +23,7 @@ import numpy as np
 from ropescope.base.errors import ResultError, first_line
 from ropescope.base.facts import differences, listed
 from ropescope.base.files import written_whole
+from ropescope.base.records import Arrays, intact_arrays, write_arrays
 from ropescope.run.workers import Workers
 
 _CONFIGURATION = "configuration.json"
@@ -48,17 +48,9 @@ class Journal:
 
     def read(self, name: str) -> dict[str, np.ndarray] | None:
         """A finished cell; None if it is missing or damaged."""
-        from safetensors import SafetensorError, safe_open
+        return intact_arrays(self.folder / f"{name}.safetensors")
 
-        try:
-            with safe_open(self.folder / f"{name}.safetensors", framework="numpy") as file:
-                arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  the file is no mapping
-                intact = (file.metadata() or {}).get("sha256") == _digest(arrays)
-        except (OSError, SafetensorError):
-            return None
-        return arrays if intact else None
-
-    def write(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
+    def write(self, name: str, arrays: Arrays) -> None:
         """Keep a finished cell, bit for bit.
 
         Raises
@@ -66,11 +58,7 @@ class Journal:
         ResultError
             If it cannot be written; the cells before it stay.
         """
-        from safetensors.numpy import save
-
-        content = {key: np.asarray(array, order="C") for key, array in arrays.items()}
-        with written_whole(self.folder / f"{name}.safetensors") as partial:
-            partial.write_bytes(save(content, {"sha256": _digest(content)}))
+        write_arrays(self.folder / f"{name}.safetensors", arrays, {})
 
     def empty(self) -> bool:
         """Whether no cell is finished, and nothing else lies in the folder."""
@@ -243,10 +231,3 @@ def _writing(path: Path) -> Iterator[None]:
         raise ResultError(
             f"cannot write {path}: {first_line(error)}; choose a folder that can be written and has room"
         ) from error
-
-
-def _digest(arrays: Mapping[str, np.ndarray]) -> str:
-    digest = hashlib.sha256()
-    for name, array in sorted(arrays.items()):
-        digest.update(f"{name}{array.dtype.str}{array.shape}".encode() + array.tobytes())
-    return digest.hexdigest()

@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 
 from ropescope.base import files
 from ropescope.base.errors import InputError, ResultError
-from ropescope.interventions.masks import SCHEMA_VERSION, PairMask
+from ropescope.interventions.masks import MASK, PairMask
 from ropescope.interventions.selection import select
 from synthetic import synthetic_result
 
@@ -333,13 +333,13 @@ def test_a_mask_file_that_lacks_a_part_is_refused(saved: Path) -> None:
         assert load_error(path).endswith("select again")
 
 
-@pytest.mark.parametrize("version", [str(SCHEMA_VERSION + 1), "0", None])
+@pytest.mark.parametrize("version", [str(MASK.version + 1), "0", None])
 def test_a_mask_of_another_version_is_refused(saved: Path, version: str | None) -> None:
     with safe_open(saved, framework="numpy") as file:
         metadata = {name: text for name, text in file.metadata().items() if name != "version"}
     save_file({"unknown": np.zeros(1)}, saved, metadata if version is None else metadata | {"version": version})
     assert load_error(saved) == (
-        f"{saved} is a mask of version {version}; this ropescope reads version {SCHEMA_VERSION}: select again"
+        f"{saved} is a mask of version {version}; this ropescope reads version {MASK.version}: select again"
     )
 
 

@@ -10,7 +10,7 @@ import torch
 import xarray as xr
 
 from ropescope.base.entropy import sequence_fe, sequence_power
-from ropescope.measurement.periods import agreed_period, drift, rhythm
+from ropescope.measurement.periods import DRIFT, RHYTHM, agreed_period, kinds
 
 LENGTH = 4096
 
@@ -71,7 +71,7 @@ def red_noise(seed: int) -> np.ndarray:
 
 def test_a_beat_at_one_period_in_all_windows_is_a_rhythm() -> None:
     period = measured(*(a_beat(64, phase) for phase in (0.0, 1.0, 2.0)))
-    assert rhythm(period, LENGTH).all() and not drift(period, LENGTH).any()
+    assert kinds(period, LENGTH).values.tolist() == [RHYTHM]
 
 
 @pytest.mark.parametrize(
@@ -90,18 +90,22 @@ def test_what_drifts_is_under_the_threshold_of_periodic_pairs_all_the_same(signa
 )
 def test_a_ramp_a_step_and_red_noise_drift(signal: np.ndarray) -> None:
     period = measured(signal, signal[::-1].copy())
-    assert drift(period, LENGTH).all() and not rhythm(period, LENGTH).any()
+    assert kinds(period, LENGTH).values.tolist() == [DRIFT]
 
 
 def test_beats_at_another_period_in_each_window_are_neither() -> None:
     period = measured(a_beat(64), a_beat(32), a_beat(16))
-    assert not rhythm(period, LENGTH).any() and not drift(period, LENGTH).any()
+    assert kinds(period, LENGTH).values.tolist() == [""]
 
 
 def test_a_rhythm_has_at_least_eight_cycles() -> None:
-    assert rhythm(periods(LENGTH / 8), LENGTH).all()
-    assert not rhythm(periods(LENGTH / 7), LENGTH).any() and drift(periods(LENGTH / 7), LENGTH).all()
+    assert kinds(periods(LENGTH / 8), LENGTH).values.tolist() == [RHYTHM]
+    assert kinds(periods(LENGTH / 7), LENGTH).values.tolist() == [DRIFT]
 
 
 def test_a_pair_without_a_period_is_neither() -> None:
-    assert not rhythm(periods(math.nan), LENGTH).any() and not drift(periods(math.nan), LENGTH).any()
+    assert kinds(periods(math.nan), LENGTH).values.tolist() == [""]
+
+
+def test_windows_of_unknown_length_tell_neither() -> None:
+    assert kinds(periods(64.0, 64.0), None).values.tolist() == [""]

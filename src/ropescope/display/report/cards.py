@@ -11,7 +11,7 @@ import xarray as xr
 
 from ropescope.base.axes import HEAD_AXIS, LAYER, PAIR, STREAMS
 from ropescope.measurement.results import ROTARY, provenance, short_name, stream_data, wavelength
-from ropescope.measurement.summary import counts, format_tokens
+from ropescope.measurement.summary import Counts, counts, format_tokens
 
 CITATION = """\
 @misc{oka-frequency-entropy,
@@ -51,7 +51,7 @@ def card(result: xr.DataTree, name: str) -> Card:
     corpus = " ".join(str(windows[part]) for part in ("corpus", "config", "split") if windows.get(part))
     parameters = {key: value for key, value in _mapping(facts.get("parameters")).items() if key not in windows}
     count, length = windows.get("windows"), windows.get("length") or parameters.get("length")
-    size = f"{count} windows of {length} tokens" if count and length else ""
+    size = f"{count} window{'s' if count != 1 else ''} of {length} tokens" if count and length else ""
     return Card(
         title=short_name(str(model.get("id") or name)),
         subtitle=" · ".join(part for part in (corpus, size) if part),
@@ -90,18 +90,18 @@ def _rotation(result: xr.DataTree) -> Rows:
     turning = rotary["rotated"].any(PAIR)
     turns = wavelength(result).values
     finite = turns[np.isfinite(turns)]
+    found = {stream: counts(result, stream) for stream in STREAMS}
     span = f"{format_tokens(finite.min())} to {format_tokens(finite.max())} tokens" if finite.size else "none"
     return [
         ("pairing", ", ".join(dict.fromkeys(str(pairing) for pairing in rotary["pairing"].values))),
         ("wavelengths", span),
         ("layers without rotation (NoPE)", _spans(rotary[LAYER].values[~turning.values].tolist()) or "none"),
-        ("periodic pairs", ", ".join(_periodic(result, stream) for stream in STREAMS)),
-        ("silent pairs (always zero)", ", ".join(f"{counts(result, stream).silent} {stream}" for stream in STREAMS)),
+        ("periodic pairs", ", ".join(_periodic(*item) for item in found.items())),
+        ("silent pairs (always zero)", ", ".join(f"{of.silent} {stream}" for stream, of in found.items())),
     ]
 
 
-def _periodic(result: xr.DataTree, stream: str) -> str:
-    found = counts(result, stream)
+def _periodic(stream: str, found: Counts) -> str:
     kinds = f" ({found.rhythm} with a rhythm, {found.drift} drifting)" if found.periodic else ""
     return f"{found.periodic} {stream}{kinds}"
 

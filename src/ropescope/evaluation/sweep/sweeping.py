@@ -6,7 +6,6 @@ masks) are computed once. Each finished cell is kept at once, so a killed run go
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -126,7 +125,7 @@ def sweep(
         cell_facts=facts,
         load=SWEEP.load,
         save=SWEEP.save,
-        recorded=_recorded,
+        recorded=SWEEP.provenance,
     )
 
     def made(cells: Cells) -> xr.Dataset:
@@ -191,11 +190,6 @@ def _provenance(
             **worth,
         },
     }
-
-
-def _recorded(data: xr.Dataset) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(data.attrs["provenance"])
-    return found
 
 
 def _nats(grid: Grid, judge: Callable[[PairMask, float], np.ndarray], cells: Cells) -> dict[str, np.ndarray]:

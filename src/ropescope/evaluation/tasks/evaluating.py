@@ -222,14 +222,14 @@ def _selections(masks: Mapping[str, PairMask]) -> dict[str, Any]:
 
 
 def _recorded(data: xr.Dataset) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(data.attrs["provenance"])
+    found = TASKS.provenance(data)
     found.pop("failed")
     return found
 
 
 def _failed(data: xr.Dataset) -> dict[str, str]:
     """Why tasks are missing, by task."""
-    failed: dict[str, str] = json.loads(data.attrs["provenance"])["failed"]
+    failed: dict[str, str] = TASKS.provenance(data)["failed"]
     return failed
 
 

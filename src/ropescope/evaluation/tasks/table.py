@@ -130,7 +130,7 @@ def tasks_table(data: xr.Dataset, *, format: Format = "text", rows: Sequence[Row
         raise InputError(f"got format {format!r}: {did_you_mean(format, FORMATS)}")
     rows = compared(data) if rows is None else rows
     if format == "json":
-        content = {"provenance": json.loads(data.attrs["provenance"]), "scores": [_plain_row(row) for row in rows]}
+        content = {"provenance": TASKS.provenance(data), "scores": [_plain_row(row) for row in rows]}
         return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
     if format == "csv":
         plain = [_plain_row(row) for row in rows]
@@ -141,7 +141,7 @@ def tasks_table(data: xr.Dataset, *, format: Format = "text", rows: Sequence[Row
 
 def tasks_section(data: xr.Dataset, name: str = "") -> Section:
     """The table with what it means and which tasks failed; `name` tells several runs apart."""
-    facts = json.loads(data.attrs["provenance"])
+    facts = TASKS.provenance(data)
     version, limit = facts["protocol"]["lm_eval"], facts["protocol"]["limit"]
     asked = "every document" if limit is None else f"limit {limit:g}"
     about = f"Scores and standard errors of lm-evaluation-harness {version} ({asked}), the same documents for all."
