@@ -47,6 +47,8 @@ if TYPE_CHECKING:
     from ropescope.display.figures.spread import bands_over_wavelength as bands_over_wavelength
     from ropescope.display.figures.spread import spread_curves as spread_curves
     from ropescope.display.report.writing import report as report
+    from ropescope.evaluation.claims.judging import Verdicts as Verdicts
+    from ropescope.evaluation.claims.judging import claims as claims
     from ropescope.evaluation.importance_validation import validate_importance as validate_importance
     from ropescope.evaluation.opening import load as load
     from ropescope.evaluation.perplexity import Perplexity as Perplexity
@@ -112,6 +114,8 @@ _HOME = {
     "importance": "measurement.importance",
     "importance_shares": "analysis.importance_shares",
     "validate_importance": "evaluation.importance_validation",
+    "claims": "evaluation.claims.judging",
+    "Verdicts": "evaluation.claims.judging",
     "report": "display.report.writing",
     "label_pairs": "measurement.labelling",
     "variable_map": "display.figures.maps",

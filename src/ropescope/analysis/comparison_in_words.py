@@ -131,7 +131,7 @@ def _robustness(both: Mapping[str, xr.DataTree], streams: Mapping[str, xr.Datase
     first, other = ({name: _fact(result, name) for name in _FACTS} for result in both.values())
     otherwise = other_model(*(provenance(result).get("model", {}) for result in both.values()))
     # What a model or a text is called, and how its path was written, is no difference.
-    passed_over = {"model", "corpus"} if _one_text(*both.values()) else {"model"}
+    passed_over = {"model", "corpus"} if one_text(*both.values()) else {"model"}
     differing = [name for name in _FACTS if name not in passed_over and first[name] != other[name]]
     changed = f"The results differ in {', '.join(differing)}." if differing else "The results have the same protocol."
     untested = "so the paper's claim on text and length (A.4) is not tested."
@@ -180,7 +180,7 @@ def _corpus(result: xr.DataTree) -> tuple[str, str]:
     return name.rsplit("/", 1)[-1], str(windows.get("file_sha256") or windows.get("text_sha256") or "")
 
 
-def _one_text(first: xr.DataTree, other: xr.DataTree) -> bool:
+def one_text(first: xr.DataTree, other: xr.DataTree) -> bool:
     """Whether two corpora are one, under whatever names; a result without hash goes by the name."""
     (name, content), (other_name, other_content) = _corpus(first), _corpus(other)
     return content == other_content if content and other_content else name == other_name

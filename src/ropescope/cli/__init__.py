@@ -10,6 +10,7 @@ from cyclopts import CycloptsError
 from ropescope.base.errors import RopescopeError
 from ropescope.cli import (  # noqa: F401  they register their commands
     bake,
+    claims,
     compare,
     demo,
     figures,

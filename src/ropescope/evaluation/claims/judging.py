@@ -1,0 +1,267 @@
+"""Every claim judged by what was measured, and the verdicts as text, Markdown, JSON and a section."""
+
+from __future__ import annotations
+
+import json
+import math
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ropescope.base.errors import InputError, did_you_mean
+from ropescope.base.files import named
+from ropescope.base.tables import Section, Table, preformatted
+from ropescope.evaluation.claims.evidence import gathered
+from ropescope.evaluation.claims.findings import CANNOT, HOLDS, VERDICTS, Claim, Finding, Test, written
+from ropescope.evaluation.claims.table import CLAIMS
+from ropescope.evaluation.opening import load
+
+FORMATS = ("text", "markdown", "json")
+Format = Literal["text", "markdown", "json"]
+_WIDTH = 100
+HOW_TO_READ = (
+    "An effect holds where its whole 95 % interval lies beyond what is asked, and fails where it lies on the other "
+    "side. That something does not matter holds where the whole interval lies inside a margin, never because no "
+    "effect was found. Between the two it cannot be said. Intervals over layers speak of layers like these, "
+    "intervals over windows of other windows of the same text; neither speaks of other models."
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Verdicts:
+    """What the evidence says of every claim.
+
+    Parameters
+    ----------
+    model
+        The model that is judged.
+    findings
+        Each claim with what was found of it, in the order of the claims.
+
+    Examples
+    --------
+    >>> verdicts = rs.claims(["qwen3.nc", "qwen3-sweep.nc"])  # doctest: +SKIP
+    >>> print(verdicts.summary())  # doctest: +SKIP
+    """
+
+    model: str
+    findings: tuple[tuple[Claim, Finding], ...]
+
+    def __getitem__(self, key: str) -> Finding:
+        """What was found of one claim."""
+        return {claim.key: found for claim, found in self.findings}[key]
+
+    def summary(self) -> str:
+        """Write one paragraph: how many claims hold, fail and cannot be said, and which.
+
+        Returns
+        -------
+        str
+
+        Examples
+        --------
+        >>> verdicts.summary()  # doctest: +SKIP
+        """
+        keys = {
+            verdict: [claim.key for claim, found in self.findings if found.verdict == verdict] for verdict in VERDICTS
+        }
+        parts = [f"{len(keys[verdict])} {_VERBS[verdict]}" for verdict in VERDICTS]
+        named_ones = [f"{verdict.capitalize()}: {', '.join(keys[verdict])}." for verdict in VERDICTS if keys[verdict]]
+        return f"Of {len(self.findings)} claims on {self.model}, {', '.join(parts)}. {' '.join(named_ones)}"
+
+    def text(self) -> str:
+        """Write them for a terminal, a paragraph for each claim.
+
+        Returns
+        -------
+        str
+
+        Examples
+        --------
+        >>> print(verdicts.text())  # doctest: +SKIP
+        """
+        blocks = ["\n".join(_block(*item)) for item in self.findings]
+        return "\n\n".join([_folded(self.summary()), *blocks, _folded(HOW_TO_READ)])
+
+    def markdown(self) -> str:
+        """Write them as Markdown under a second-level heading.
+
+        Returns
+        -------
+        str
+
+        Examples
+        --------
+        >>> Path("claims.md").write_text(verdicts.markdown())  # doctest: +SKIP
+        """
+        return self.section().markdown()
+
+    def json(self) -> str:
+        """Write them as JSON: numbers in full, null where there is none.
+
+        Returns
+        -------
+        str
+
+        Examples
+        --------
+        >>> json.loads(verdicts.json())["claims"][0]["verdict"]  # doctest: +SKIP
+        """
+        content = {"model": self.model, "claims": [_plain(*item) for item in self.findings]}
+        return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+    def section(self, name: str = "") -> Section:
+        """Give them as a section of a page.
+
+        Parameters
+        ----------
+        name
+            What tells several models apart in the title.
+
+        Returns
+        -------
+        Section
+            The summary, how to read it and the sources; a table of all numbers, and one of what cannot be said.
+
+        Examples
+        --------
+        >>> verdicts.section().title  # doctest: +SKIP
+        'What is claimed, and what this model says'
+        """
+        title = "What is claimed, and what this model says" + (f": {name}" if name else "")
+        sources = dict.fromkeys(claim.source for claim, _ in self.findings)
+        cited = "Sources: " + "; ".join(f"{source.short} is {source}" for source in sources) + "."
+        return Section(title, (self.summary(), HOW_TO_READ, cited), (self._table(), *self._open()))
+
+    def _table(self) -> Table:
+        header = ["claim", "verdict", "measured", "number", "95 % interval", "over", "asked", "control", "source"]
+        rows = [row for item in self.findings for row in _rows(*item)]
+        return Table(header, rows, "Claims and the numbers that they stand or fall with")
+
+    def _open(self) -> Iterator[Table]:
+        rows = [[claim.key, found.reason, found.settles] for claim, found in self.findings if found.verdict == CANNOT]
+        if rows:
+            yield Table(["claim", "why it cannot be said", "what would settle it"], rows, "What cannot be said")
+
+    def __str__(self) -> str:
+        return self.text()
+
+    def _repr_html_(self) -> str:
+        return preformatted(self)
+
+
+def claims(contents: Mapping[str, Any] | Sequence[str | Path] | str | Path, *, only: Iterable[str] = ()) -> Verdicts:
+    """Test what has been said of rotary pairs by what was measured of a model.
+
+    Parameters
+    ----------
+    contents
+        Measurements, importance with its validation, sweeps and scores of tasks, by name, each as it is in memory or
+        as a file; or files alone. The first measurement is of the model that is judged; others are compared with it,
+        and may be of other models.
+    only
+        Keys of the claims to test; none is all of them.
+
+    Returns
+    -------
+    Verdicts
+        For every claim its source, the numbers with 95 % intervals and controls, and whether it holds, fails or
+        cannot be said, then with what would settle it.
+
+    Raises
+    ------
+    InputError
+        There is nothing, something of no known kind or of another model than the first measurement, or an unknown key.
+    ResultError
+        A file cannot be read.
+
+    Examples
+    --------
+    >>> verdicts = claims(["qwen3.nc", "qwen3-c4.nc", "qwen3-sweep.nc"])  # doctest: +SKIP
+    >>> verdicts["bands-are-essential"].verdict  # doctest: +SKIP
+    'holds'
+    """
+    chosen = chosen_claims(only)
+    if isinstance(contents, str | Path):
+        contents = [contents]
+    given = contents if isinstance(contents, Mapping) else named([Path(each) for each in contents])
+    loaded = {name: load(each) if isinstance(each, str | Path) else each for name, each in given.items()}
+    evidence = gathered(loaded)
+    return Verdicts(evidence.model, tuple((claim, claim.judge(evidence)) for claim in chosen))
+
+
+def chosen_claims(only: Iterable[str] = ()) -> tuple[Claim, ...]:
+    """The claims of these keys, all if there are none.
+
+    Raises
+    ------
+    InputError
+        A key is unknown.
+    """
+    known = {claim.key: claim for claim in CLAIMS}
+    keys = list(only)
+    if unknown := [key for key in keys if key not in known]:
+        raise InputError(f"got claim {unknown[0]!r}: {did_you_mean(unknown[0], known)}")
+    return tuple(claim for key, claim in known.items() if not keys or key in keys)
+
+
+_VERBS = {HOLDS: "hold", "fails": "fail", CANNOT: "cannot be said"}
+
+
+def _block(claim: Claim, found: Finding) -> list[str]:
+    lines = [f"{found.verdict.upper():<15} {claim.key}"]
+    lines += _folded(claim.statement, "  ").splitlines()
+    lines += [line for test in found.tests for line in _folded(f"{test.sentence()}.", "  - ", "    ").splitlines()]
+    if found.verdict == CANNOT or not found.tests:
+        lines += _folded(found.reason, "  ").splitlines()
+    elif remark := found.reason.partition(". ")[2]:
+        lines += _folded(remark, "  ").splitlines()
+    if found.settles:
+        lines += [f"  to settle it: {found.settles}"]
+    return [*lines, f"  {claim.source.short}, {claim.place}"]
+
+
+def _folded(text: str, first: str = "", following: str | None = None) -> str:
+    after = first if following is None else following
+    return textwrap.fill(text, _WIDTH, initial_indent=first, subsequent_indent=after, break_on_hyphens=False)
+
+
+def _rows(claim: Claim, found: Finding) -> Iterator[list[str]]:
+    source = f"{claim.source.short}, {claim.place}"
+    if not found.tests:
+        yield [claim.statement, found.verdict, *["-"] * 6, source]
+    for test in found.tests:
+        yield [claim.statement, found.verdict, test.what, *_numbers(test), source]
+
+
+def _numbers(test: Test) -> list[str]:
+    unit = f" {test.unit}" if test.unit else ""
+    interval = "-" if math.isnan(test.low) else f"{written(test.low)} to {written(test.high)}"
+    against = "" if math.isnan(test.control.value) else f" {written(test.control.value)}{unit}"
+    return [f"{written(test.value)}{unit}", interval, test.over, test.asked, f"{test.control.what}{against}"]
+
+
+def _plain(claim: Claim, found: Finding) -> dict[str, Any]:
+    return {
+        "key": claim.key,
+        "statement": claim.statement,
+        "source": {**asdict(claim.source), "place": claim.place},
+        "needs": claim.needs,
+        "verdict": found.verdict,
+        "reason": found.reason,
+        "settles": found.settles or None,
+        "tests": [_without_nan(asdict(test)) for test in found.tests],
+    }
+
+
+def _without_nan(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: _without_nan(value)
+        if isinstance(value, Mapping)
+        else None
+        if isinstance(value, float) and not math.isfinite(value)
+        else value
+        for name, value in values.items()
+    }

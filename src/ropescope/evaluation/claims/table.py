@@ -1,0 +1,138 @@
+"""Every claim that is tested, a row each; another one is a function from evidence to a finding, and a row here."""
+
+from __future__ import annotations
+
+from ropescope.evaluation.claims import observations, robustness, turned_down
+from ropescope.evaluation.claims.findings import Claim
+from ropescope.evaluation.claims.sources import FREQUENCY_ENTROPY
+
+CLAIMS = (
+    Claim(
+        "bands-are-loud",
+        "Pairs of low SpectrumFE are those whose query norm is lastingly high.",
+        FREQUENCY_ENTROPY,
+        "section 3.4, observation 1",
+        "a measurement",
+        observations.bands_are_loud,
+    ),
+    Claim(
+        "bands-are-runs",
+        "Pairs of low SpectrumFE lie next to each other: they make contiguous bands.",
+        FREQUENCY_ENTROPY,
+        "section 3.4, observation 1",
+        "a measurement",
+        observations.bands_are_runs,
+    ),
+    Claim(
+        "low-sequence-fe-is-rhythm",
+        "A low SequenceFE means that the query norm oscillates in the same rhythm along the text.",
+        FREQUENCY_ENTROPY,
+        "section 3.4, observation 2",
+        "a measurement of several windows",
+        observations.low_sequence_fe_is_rhythm,
+    ),
+    Claim(
+        "nope-has-bands-not-periods",
+        "Layers without rotation have more bands than layers with it, and fewer periodic pairs.",
+        FREQUENCY_ENTROPY,
+        "section 3.4, observation 3",
+        "a measurement of a model with layers of both kinds",
+        observations.nope_has_bands_not_periods,
+    ),
+    Claim(
+        "keys-are-alike",
+        "Keys have bands as queries do: loud and contiguous.",
+        FREQUENCY_ENTROPY,
+        "appendix A.2",
+        "a measurement",
+        observations.keys_are_alike,
+    ),
+    Claim(
+        "keys-are-more-periodic",
+        "Keys hold more periodic pairs than queries.",
+        FREQUENCY_ENTROPY,
+        "appendix A.2",
+        "a measurement",
+        observations.keys_are_more_periodic,
+    ),
+    Claim(
+        "bands-in-many-heads",
+        "Bands are found in many heads.",
+        FREQUENCY_ENTROPY,
+        "appendix A.3",
+        "a measurement",
+        robustness.bands_in_many_heads,
+    ),
+    Claim(
+        "other-model-other-places",
+        "Another model has its bands in other places.",
+        FREQUENCY_ENTROPY,
+        "appendix A.3",
+        "measurements of two models",
+        robustness.other_model_has_them_elsewhere,
+    ),
+    Claim(
+        "text-does-not-matter",
+        "Bands and periodic pairs stay where they are on another text.",
+        FREQUENCY_ENTROPY,
+        "appendix A.4",
+        "measurements on two texts",
+        robustness.other_text_leaves_places,
+    ),
+    Claim(
+        "length-does-not-matter",
+        "Bands and periodic pairs stay where they are in windows of another length.",
+        FREQUENCY_ENTROPY,
+        "appendix A.4",
+        "measurements at two lengths",
+        robustness.other_length_leaves_places,
+    ),
+    Claim(
+        "bands-are-essential",
+        "Perplexity rises when the bands are turned down.",
+        FREQUENCY_ENTROPY,
+        "section 4.2",
+        "a sweep of bands with random controls",
+        turned_down.bands_are_essential,
+    ),
+    Claim(
+        "bands-hold-importance",
+        "Bands matter to the model: they hold more of what its output feels than their number.",
+        FREQUENCY_ENTROPY,
+        "section 4.2, by Fisher information instead of a sweep",
+        "a measurement and importance",
+        turned_down.bands_hold_importance,
+    ),
+    Claim(
+        "outliers-are-redundant",
+        "Perplexity hardly changes when the pairs of high SpectrumFE are turned down.",
+        FREQUENCY_ENTROPY,
+        "section 4.2",
+        "a sweep of spectrum outliers with random controls",
+        turned_down.outliers_are_redundant,
+    ),
+    Claim(
+        "periodic-are-redundant",
+        "Perplexity does not rise when the periodic pairs are turned down.",
+        FREQUENCY_ENTROPY,
+        "section 4.2",
+        "a sweep of periodic pairs with random controls",
+        turned_down.periodic_are_redundant,
+    ),
+    Claim(
+        "tasks-are-unchanged",
+        "Downstream tasks are unchanged when outliers and periodic pairs are turned down.",
+        FREQUENCY_ENTROPY,
+        "section 4.3, table 1",
+        "scores of tasks with the selection of table 1",
+        turned_down.tasks_are_unchanged,
+    ),
+    Claim(
+        "neither-fast-nor-slow",
+        "Bands lean to neither the fast nor the slow pairs; they form in other pairs in each layer.",
+        FREQUENCY_ENTROPY,
+        "section 5",
+        "a measurement",
+        robustness.neither_fast_nor_slow,
+    ),
+)

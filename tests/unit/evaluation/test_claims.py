@@ -1,0 +1,242 @@
+"""Each claim says yes and no where that is planted; with too little to judge by, that it cannot be said."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from planted import LAYERS, PAIRS, RUN, SCATTERED, WINDOWS, importance, measurement, sweep, tasks
+from ropescope.base.entropy import sequence_fe
+from ropescope.base.errors import InputError
+from ropescope.evaluation.claims.evidence import gathered
+from ropescope.evaluation.claims.findings import CANNOT, FAILS, HOLDS, above, below, inside, judged
+from ropescope.evaluation.claims.judging import claims
+from ropescope.evaluation.claims.red_noise import _red, rhythm_of_red_noise
+from ropescope.evaluation.claims.table import CLAIMS
+
+ALL = tuple(range(PAIRS))
+DRIFTING = (4096.0, 2048.0, 4096.0, 1365.0, 2048.0, 4096.0)
+ROPE = tuple(layer for layer in range(LAYERS) if layer % 2 == 0)
+NOPE = tuple(layer for layer in range(LAYERS) if layer % 2)
+MIXED = {"nope": NOPE, "periodic": (1, 2), "bands": RUN}
+RIGHT = [1.0] * 1500 + [0.0] * 500
+
+
+def of(*given: xr.DataTree | xr.Dataset) -> dict[str, Any]:
+    return {f"file {number}": each for number, each in enumerate(given)}
+
+
+def nope_result(banded: tuple[int, ...], beating: tuple[int, ...]) -> xr.DataTree:
+    """Odd layers do not turn; bands and periodic pairs lie in the layers given."""
+    result = measurement(RUN, nope=NOPE, only_layers=banded)
+    other = measurement(periodic=(1, 2), nope=NOPE, only_layers=beating)
+    for stream in ("query", "key"):
+        data = result[stream].to_dataset(inherit=False)
+        result[stream] = xr.DataTree(data.assign(sequence_fe=other[stream].to_dataset()["sequence_fe"]))
+    return result
+
+
+TRUTHS: dict[str, tuple[list[Any], list[Any], list[Any]]] = {
+    "bands-are-loud": ([measurement(RUN)], [measurement(RUN, loud=0.5)], [measurement()]),
+    "bands-are-runs": ([measurement(RUN)], [measurement(SCATTERED)], [measurement(RUN, layers=2, only_layers=(0, 1))]),
+    "low-sequence-fe-is-rhythm": (
+        [measurement(periodic=(1, 2, 3))],
+        [measurement(periodic=(1, 2, 3), periods=DRIFTING)],
+        [measurement()],
+    ),
+    "nope-has-bands-not-periods": (
+        [nope_result(banded=NOPE, beating=ROPE)],
+        [nope_result(banded=ROPE, beating=NOPE)],
+        [measurement(RUN)],
+    ),
+    "keys-are-alike": ([measurement(RUN)], [measurement(RUN, key_bands=SCATTERED)], [measurement(RUN, key_bands=())]),
+    "keys-are-more-periodic": (
+        [measurement(periodic=(1,), key_periodic=(1, 2, 3))],
+        [measurement(periodic=(1, 2, 3), key_periodic=(1,))],
+        [measurement()],
+    ),
+    "bands-in-many-heads": (
+        [measurement(RUN)],
+        [measurement(RUN, only_layers=(0,))],
+        [measurement(RUN, only_layers=(0, 2, 4, 6, 7))],
+    ),
+    "other-model-other-places": (
+        [measurement(RUN), measurement((11, 12, 13, 14), weights="other")],
+        [measurement(RUN), measurement(RUN, weights="other")],
+        [measurement(RUN), measurement((11, 12, 13, 14), corpus="c4")],
+    ),
+    "text-does-not-matter": (
+        [measurement(RUN), measurement(RUN, corpus="c4")],
+        [measurement(RUN), measurement((9, 10, 11, 12), corpus="c4")],
+        [measurement(RUN), measurement(RUN, length=8192)],
+    ),
+    "length-does-not-matter": (
+        [measurement(RUN, periodic=(1, 2)), measurement(RUN, periodic=(1, 2), length=8192)],
+        [measurement(RUN), measurement((9, 10, 11, 12), length=8192)],
+        [measurement(RUN), measurement(RUN, corpus="c4")],
+    ),
+    "bands-are-essential": (
+        [sweep("bands", 0.5, 0.1)],
+        [sweep("bands", 0.1, 0.5)],
+        [sweep("bands", 0.5, 0.1, windows=4)],
+    ),
+    "bands-hold-importance": (
+        [measurement(RUN), importance(RUN, 10)],
+        [measurement(RUN), importance(RUN, 0.1)],
+        [measurement(RUN), importance(RUN, 10, windows=4)],
+    ),
+    "outliers-are-redundant": (
+        [sweep("spectrum_fe > 0.4", 0.0, 0.3)],
+        [sweep("spectrum_fe > 0.4", 0.3, 0.3)],
+        [sweep("spectrum-outliers", 0.0, 0.3, noise=0.1)],
+    ),
+    "periodic-are-redundant": (
+        [sweep("periodic", -0.1, 0.3)],
+        [sweep("periodic", 0.1, 0.3)],
+        [sweep("bands", 0.1, 0.3)],
+    ),
+    "tasks-are-unchanged": (
+        [tasks(RIGHT, RIGHT[::1])],
+        [tasks(RIGHT, [0.0] * 500 + RIGHT[500:])],
+        [tasks(RIGHT[:100], RIGHT[:98] + [0.0] * 2)],
+    ),
+    "neither-fast-nor-slow": (
+        [measurement((0, 4, 8, 12), wander=True)],
+        [measurement((0, 1, 2, 3))],
+        [measurement()],
+    ),
+}
+
+
+@pytest.mark.parametrize("key", [claim.key for claim in CLAIMS])
+@pytest.mark.parametrize(("row", "verdict"), list(enumerate((HOLDS, FAILS, CANNOT))))
+def test_a_planted_truth_is_found(key: str, row: int, verdict: str) -> None:
+    (claim,) = (claim for claim in CLAIMS if claim.key == key)
+    found = claim.judge(gathered(of(*TRUTHS[key][row])))
+    assert found.verdict == verdict, found
+    assert bool(found.settles) == (verdict == CANNOT)
+    if verdict != CANNOT:
+        assert found.tests and not any(math.isnan(test.low) for test in found.tests)
+
+
+def test_without_evidence_no_claim_is_judged() -> None:
+    for claim in CLAIMS:
+        lacking = sweep("nothing", 0, 0) if "measurement" in claim.needs else measurement()
+        found = claim.judge(gathered(of(lacking)))
+        assert found.verdict == CANNOT and not found.tests and found.settles and found.reason.endswith(".")
+
+
+class TestRules:
+    def test_an_effect_holds_beyond_the_bound_fails_below_what_counts_and_else_is_open(self) -> None:
+        for low, high, verdict in [
+            (0.1, 1, HOLDS),
+            (-1, -0.1, FAILS),
+            (-1, 1, CANNOT),
+            (-0.1, 0.1, FAILS),
+            (0.05, 0.1, FAILS),
+        ]:
+            estimate = ((low + high) / 2, low, high)
+            assert above("it", estimate, 0.0, "nothing", over="layers", least=0.2).verdict == verdict
+            mirrored = (-estimate[0], -high, -low)
+            assert below("it", mirrored, 0.0, "nothing", over="layers", least=0.2).verdict == verdict
+
+    def test_a_margin_takes_the_whole_interval(self) -> None:
+        for low, high, verdict in [
+            (-0.5, 0.5, HOLDS),
+            (-2, 0.5, CANNOT),
+            (-0.5, 3, CANNOT),
+            (-9, 9, CANNOT),
+            (2, 3, FAILS),
+        ]:
+            assert inside("it", (0, low, high), (-1, 1), "nothing", over="windows").verdict == verdict
+
+    def test_without_an_interval_nothing_is_decided(self) -> None:
+        for make, bound in ((above, 0.0), (below, 9.0), (inside, (0.0, 9.0))):
+            test = make("it", (5.0, math.nan, math.nan), bound, "nothing", over="1 window")  # type: ignore[operator]
+            assert test.verdict == CANNOT and "no interval" in test.sentence()
+
+    def test_one_test_that_fails_refutes_and_all_must_hold(self) -> None:
+        yes, no, open_ = (above("it", (x, x - 1, x + 1), 0.0, "nothing", over="layers") for x in (2, -2, 0))
+        assert [judged(tests).verdict for tests in ([yes, yes], [yes, open_], [yes, open_, no])] == [
+            HOLDS,
+            CANNOT,
+            FAILS,
+        ]
+
+
+def test_runs_of_shuffled_pairs_are_as_long_as_they_are_said_to_be() -> None:
+    """Bands drawn anew in every head are no longer than chance makes them, and the control is the mean of draws."""
+    random = np.random.default_rng(0)
+    result = measurement(layers=24, only_layers=())
+    for stream in ("query", "key"):
+        data = result[stream].to_dataset(inherit=False)
+        fe = data["spectrum_fe"].values.copy()
+        for layer, head in np.ndindex(*fe.shape[1:3]):
+            fe[:, layer, head, random.permutation(PAIRS)[:6]] = 0.1
+        result[stream] = xr.DataTree(data.assign(spectrum_fe=(data["spectrum_fe"].dims, fe)))
+    (test,) = claims(of(result), only=["bands-are-runs"])["bands-are-runs"].tests
+    drawn = [np.diff(np.pad(random.permutation(PAIRS) < 6, 1).astype(int)).clip(0).sum() for _ in range(4000)]
+    assert test.control.value == pytest.approx(6 / np.mean(drawn), rel=0.02)
+    assert abs(test.value) < 0.1 and test.low < 0
+
+
+def test_red_noise_has_the_entropy_asked_for_and_hardly_ever_beats() -> None:
+    import torch
+
+    noise = np.random.default_rng(0).standard_normal((64, 1024))
+    entropies = [float(sequence_fe(torch.from_numpy(_red(noise, rho))).mean()) for rho in (0.0, 0.9, 0.99)]
+    assert entropies[0] > entropies[1] > entropies[2]
+    assert rhythm_of_red_noise(1024, WINDOWS, 0.5) < 0.05 < 0.5 < rhythm_of_red_noise(1024, 1, 0.9)
+
+
+def test_a_tone_beside_the_drift_of_red_noise_is_what_the_claim_asks_for() -> None:
+    (test,) = claims(of(measurement(periodic=(1, 2, 3))), only=["low-sequence-fe-is-rhythm"]).findings[0][1].tests
+    assert test.value == 1 and test.control.value < 0.1 and "AR(1)" in test.control.what
+
+
+def test_redundant_pairs_that_are_no_more_so_than_random_ones_are_said_to_be_nothing_special() -> None:
+    special = claims(of(sweep("periodic", 0.0, 0.3)), only=["periodic-are-redundant"]).findings[0][1]
+    plain = claims(of(sweep("periodic", 0.0, 0.0)), only=["periodic-are-redundant"]).findings[0][1]
+    assert special.verdict == plain.verdict == HOLDS
+    assert "They matter less than as many random pairs." in special.reason
+    assert "not shown" in plain.reason
+
+
+def test_verdicts_say_the_same_in_every_form() -> None:
+    verdicts = claims(of(measurement(RUN), sweep("bands", 0.5, 0.1)))
+    content = json.loads(verdicts.json())
+    assert [each["key"] for each in content["claims"]] == [claim.key for claim in CLAIMS]
+    assert {each["key"]: each["verdict"] for each in content["claims"]} == {
+        claim.key: found.verdict for claim, found in verdicts.findings
+    }
+    for text in (verdicts.text(), verdicts.markdown()):
+        assert all(claim.statement in " ".join(text.split()) for claim in CLAIMS)
+        assert "bands-are-essential" in text and "nan" not in text.lower().split()
+    held = sum(found.verdict == HOLDS for _, found in verdicts.findings)
+    assert verdicts.summary().startswith(f"Of {len(CLAIMS)} claims on synthetic/tiny-irope, {held} hold, ")
+
+
+def test_every_claim_cites_a_text_and_a_place_in_it() -> None:
+    assert len({claim.key for claim in CLAIMS}) == len(CLAIMS)
+    for claim in CLAIMS:
+        assert claim.statement.endswith(".") and claim.place and re.search(r"20\d\d", claim.source.venue)
+        assert claim.source.url.startswith("https://") and claim.source.url in claim.citation
+
+
+def test_what_cannot_be_judged_together_is_refused() -> None:
+    stranger = sweep("bands", 0.5, 0.1)
+    stranger.attrs["provenance"] = json.dumps({"model": {"id": "stranger", "fingerprint": "1" * 16}})
+    with pytest.raises(InputError, match=r"file 1 is of another model \(stranger\) than the one judged"):
+        claims(of(measurement(RUN), stranger))
+    with pytest.raises(InputError, match="claims got 'file 0', which is of no kind"):
+        claims(of(xr.Dataset()))
+    with pytest.raises(InputError, match="nothing to judge by"):
+        claims({})
+    with pytest.raises(InputError, match="did you mean 'bands-are-loud'"):
+        claims(of(measurement()), only=["bands-are-lout"])
