@@ -26,9 +26,12 @@ from architectures import (
 )
 from matrix import left_padding
 from ropescope.base.errors import InputError, ModelError
+from ropescope.compression.forms import Dropped
 from ropescope.compression.planning import plan_keys
 from ropescope.compression.plans import KeyPlan
+from ropescope.compression.sinks import Sinks
 from ropescope.compression.thinning import thin_keys
+from ropescope.compression.turning import Forward
 from ropescope.interventions.derotation import derotated
 from ropescope.interventions.selection import select
 from ropescope.interventions.weighting import weighted_rope
@@ -100,7 +103,7 @@ def test_pairs_that_are_silent_in_keys_can_be_dropped_for_nothing() -> None:
     for layer in model.model.layers:
         layer.self_attn.k_norm.weight[[1, 9, 4, 12]] = 0.0
     stock = at_once(model, ids)
-    plan = plan_keys(model, tokens(8, 48, seed=5), keep=0.77, method="drop", metric="query")
+    plan = plan_keys(model, tokens(8, 48, seed=5), keep=0.77, method="drop", metric="query", sinks=0)
     assert {tuple(plan.layers[0].dimensions.shape)} == {(2, 12)}
     assert all({1, 9, 4, 12}.isdisjoint(layer.dimensions.flatten().tolist()) for layer in plan.layers)
     with thin_keys(model, plan):
@@ -173,6 +176,35 @@ def test_keys_of_a_texts_first_tokens_stay_whole_wherever_it_begins() -> None:
     apart = (first_keys(model, ids, mask, plan) - first_keys(model, ids, mask, None)).abs().amax((1, 3))
     for row, start in enumerate((0, 7, 14)):
         assert (apart[row, start : start + 2] == 0).all() and (apart[row, start + 2 :] > 1e-3).all()
+
+
+@pytest.mark.parametrize("architecture", [LLAMA, GEMMA3], ids=str)
+def test_where_pairs_are_dropped_a_texts_first_keys_stay_whole_and_one_query_meets_narrow_ones(
+    architecture: Architecture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, plan, ids = architecture.shared(), plan_of(architecture, "drop"), tokens(3)
+    mask, widths, firsts = left_padding(*ids.shape), [], []
+    read = Dropped.read
+
+    def watched(form: Dropped, stored: Tensor, like: Tensor, forward: Forward, sinks: Sinks) -> Tensor:
+        keys = read(form, stored, like, forward, sinks)
+        widths.append((like.shape[2] == 1, keys.shape[-1], stored.shape[-1]))
+        if forward.past == 0:
+            firsts.extend(
+                (keys[row, :, begin : begin + 3] == like[row, :, begin : begin + 3]).all(-1).tolist()
+                for row, begin in enumerate((0, 7, 14))
+            )
+        return keys
+
+    monkeypatch.setattr(Dropped, "read", watched)
+    with thin_keys(model, plan):
+        cached = in_parts(model, plan.cache(), ids, mask)
+        window = at_once(model, ids, attention_mask=mask)
+    torch.testing.assert_close(cached[mask.bool()], window[mask.bool()], atol=1e-3, rtol=1e-3)
+    whole = plan.layers[0].head_dim
+    assert all(width == (min(stored + plan.sinks, whole) if one else whole) for one, width, stored in widths)
+    assert min(width for one, width, _ in widths if one) < whole
+    assert all(head[:2] == [True, True] and not head[2] for heads in firsts for head in heads)
 
 
 @pytest.mark.parametrize("architecture", [LLAMA, GEMMA4], ids=str)

@@ -30,7 +30,7 @@ class _Thin(DynamicLayer):
         form, forward = args
         stored, values = super().update(form.stored(key_states, forward), value_states)
         self.sinks.keep(key_states, forward)
-        return self.sinks.put_into(form.read(stored, key_states, forward), forward), values
+        return form.read(stored, key_states, forward, self.sinks), values
 
     def key_bytes(self) -> int:
         """Bytes of the stored keys."""
@@ -84,6 +84,11 @@ class ThinKeyCache(Cache):
         """Bytes of all that is stored of keys as it lies in memory, sinks and positions included."""
         index = 0 if self.positions is None else self.positions.nbytes
         return index + sum(layer.key_bytes() for layer in self.layers if isinstance(layer, _Thin))
+
+    def sinks_of(self, layer: int) -> Sinks:
+        """Whole keys of a layer's first tokens."""
+        kept = self.layers[layer]
+        return kept.sinks if isinstance(kept, _Thin) else Sinks(0)
 
     def begin(self, forms: Callable[[int, torch.device], Form], forward: Forward) -> None:
         """Take the keys of a forward, which begins."""

@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from ropescope.base.errors import NonFiniteError
-from ropescope.base.rotary import rotate
+from ropescope.base.key_plans import Metric
+from ropescope.base.rotary import Pairing, rotate, split_pairs
 from ropescope.compression.moments import Moments, products
 from ropescope.compression.turning import Angles, Forward, Rotation, part, rotations_of, turned_back
 from ropescope.measurement.backward import of_hidden_states
@@ -37,9 +38,6 @@ if TYPE_CHECKING:
     from ropescope.base.axes import TokenIds
     from ropescope.model.card import LayerRotation, RotaryCard
 
-Metric = Literal["fisher", "query"]
-METRICS: tuple[Metric, ...] = ("fisher", "query")
-
 _DISTANCES = 64
 
 
@@ -57,6 +55,9 @@ class LayerStatistics:
         Moments of the keys, (kv_head * head_dim).
     metric, terms
         A sum of products of what is multiplied with an error of the key, (number, number), and of how many.
+    pairs
+        What leaving a pair out of all keys of a window costs, summed over windows, (kv_head, pair); None where only
+        the metric says so.
     """
 
     layer: int
@@ -65,24 +66,38 @@ class LayerStatistics:
     keys: Moments
     metric: Tensor
     terms: int = 0
+    pairs: Tensor | None = None
 
     @classmethod
-    def none(cls, rotation: LayerRotation) -> LayerStatistics:
+    def none(cls, rotation: LayerRotation, metric: Metric) -> LayerStatistics:
         """Of nothing yet."""
-        size = rotation.kv_heads * rotation.head_dim
-        metric = torch.zeros(size, size, dtype=torch.float64)
-        return cls(rotation.layer, rotation.kv_heads, rotation.head_dim, Moments.none(size), metric)
+        heads, size = rotation.kv_heads, rotation.kv_heads * rotation.head_dim
+        products = torch.zeros(size, size, dtype=torch.float64)
+        pairs = torch.zeros(heads, rotation.pairing.pairs, dtype=torch.float64) if metric == "fisher" else None
+        return cls(rotation.layer, heads, rotation.head_dim, Moments.none(size), products, pairs=pairs)
 
     def shared(self, workers: Workers) -> LayerStatistics:
         """Those of all processes."""
         metric = torch.from_numpy(workers.summed(self.metric.numpy()))
         terms = int(workers.summed(np.array([self.terms]))[0])
-        return LayerStatistics(self.layer, self.kv_heads, self.head_dim, self.keys.shared(workers), metric, terms)
+        pairs = None if self.pairs is None else torch.from_numpy(workers.summed(self.pairs.numpy()))
+        keys = self.keys.shared(workers)
+        return LayerStatistics(self.layer, self.kv_heads, self.head_dim, keys, metric, terms, pairs)
 
     @property
     def cost(self) -> Tensor:
         """The metric of the mean cost of an error, (number, number)."""
         return self.metric / max(1, self.terms)
+
+    def pair_costs(self, pairing: Pairing) -> Tensor:
+        """What leaving a pair out of all keys costs, (kv_head, pair); comparable between layers."""
+        if self.pairs is not None:
+            return self.pairs
+        size = self.head_dim
+        both = self.cost * self.keys.square
+        heads = torch.stack([both[at : at + size, at : at + size] for at in range(0, len(both), size)])
+        first, second = split_pairs(torch.arange(size), pairing)
+        return sum((heads[:, a, b] for a in (first, second) for b in (first, second)), start=torch.zeros(1))
 
 
 @dataclass(slots=True, eq=False)
@@ -113,7 +128,7 @@ def calibrated(
     progress: bool = False,
 ) -> Calibration:
     """Run the windows through the model; the processes share them, and all get the whole result."""
-    taken = _Statistics(card, rotations_of(model, card), windows.shape[1], sinks)
+    taken = _Statistics(card, rotations_of(model, card), windows.shape[1], sinks, metric)
     step = _felt if metric == "fisher" else _asked
     units = list(batches.units(len(windows)).values())
     mine = [units[index] for index in workers.share(len(units))]
@@ -177,11 +192,13 @@ def _uniforms(batch: list[int], length: int) -> Tensor:
 class _Statistics:
     """Takes in what attention calls show, layer by layer."""
 
-    def __init__(self, card: RotaryCard, rotations: Mapping[int, Rotation], length: int, sinks: int) -> None:
+    def __init__(
+        self, card: RotaryCard, rotations: Mapping[int, Rotation], length: int, sinks: int, metric: Metric
+    ) -> None:
         self.card = {rotation.layer: rotation for rotation in card.layers}
         self.rotations = rotations
         self.length, self.sinks = length, sinks
-        self.found = Calibration({layer: LayerStatistics.none(rotation) for layer, rotation in self.card.items()})
+        self.found = Calibration({layer: LayerStatistics.none(each, metric) for layer, each in self.card.items()})
         self.seen: dict[int, weakref.ref[Tensor]] = {}
 
     def of_queries(self, call: AttentionCall) -> Callable[[], None]:
@@ -212,9 +229,12 @@ class _Statistics:
                 f"the gradient of the keys of layer {layer} is not finite; check the weights, or use dtype float32"
             )
         statistics = self.found.layers[layer]
-        keys, felt = (_joined(self._before(each.detach(), layer)) for each in (key, gradient))
+        heads = [self._before(each.detach(), layer) for each in (key, gradient)]
+        pairs = _felt_pairs(heads[0], heads[1], self.rotations[layer].pairing)
+        keys, felt = map(_joined, heads)
 
         def take() -> None:
+            statistics.pairs = pairs if statistics.pairs is None else statistics.pairs + pairs
             statistics.keys.add(keys, felt.square().sum(-1))
             statistics.metric += products(felt, torch.ones_like(felt[:, 0]))
             statistics.terms += len(felt)
@@ -249,6 +269,13 @@ class _Statistics:
 def _joined(heads: Tensor) -> Tensor:
     """All heads of a token together, (token, head * head_dim), of (batch, head, position, head_dim)."""
     return heads.transpose(1, 2).flatten(0, 1).flatten(1)
+
+
+def _felt_pairs(keys: Tensor, gradients: Tensor, pairing: Pairing) -> Tensor:
+    """Squares of what scaling every pair of a window's keys does to its log-likelihood, (kv_head, pair)."""
+    scaled = (keys.float() * gradients.float()).sum(2).cpu().double()
+    first, second = split_pairs(scaled, pairing)
+    return (first + second).square().sum(0)
 
 
 def _scale(call: AttentionCall) -> float:

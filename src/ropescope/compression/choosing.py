@@ -10,11 +10,11 @@ import torch
 
 from ropescope.base.axes import KEY, LAYER, SEQUENCE
 from ropescope.base.errors import InputError
-from ropescope.base.rotary import Pairing, split_pairs
 from ropescope.compression.budget import Budget, Offer, shared_out
 from ropescope.compression.calibration import Calibration, LayerStatistics
 from ropescope.compression.directions import Directions, directions
 from ropescope.compression.plans import DropLayer, LatentLayer
+from ropescope.compression.scores import Order
 from ropescope.interventions.weighting import over_dimensions
 
 if TYPE_CHECKING:
@@ -56,32 +56,39 @@ def drop_layers(
     worth: Mapping[int, Tensor] | None,
     budget: Budget,
     multiple: int,
+    order: Order | None = None,
 ) -> Iterator[DropLayer]:
-    """As many pairs of every head of a layer, the most costly of each, and all dimensions outside the rotary block."""
+    """As many pairs of every head of a layer, the most costly of each, and all dimensions outside the rotary block.
+
+    By another order than of costs, which says nothing of layers, all of them keep the same share.
+    """
     rotations = {rotation.layer: rotation for rotation in card.layers if rotation.layer in calibration.layers}
-    costs = worth or {layer: _pair_costs(each, rotations[layer].pairing) for layer, each in calibration.layers.items()}
-    order = {layer: cost.sort(dim=1, descending=True) for layer, cost in costs.items()}
+    own = {layer: each.pair_costs(rotations[layer].pairing) for layer, each in calibration.layers.items()}
+    scores = (worth or own) if order is None else {layer: order.scores[layer] for layer in rotations}
+    ordered = {layer: score.sort(dim=1, descending=True) for layer, score in scores.items()}
     offers = {
-        layer: Offer(order[layer].values.sum(0), 2 * each.kv_heads, each.kv_heads * (each.head_dim - each.pairing.size))
+        layer: Offer(
+            ordered[layer].values.sum(0) if order is None else _alike(each, budget),
+            2 * each.kv_heads,
+            each.kv_heads * (each.head_dim - each.pairing.size),
+        )
         for layer, each in rotations.items()
     }
     kept = shared_out(offers, budget, multiple)
-    return (_drop(each, order[layer].indices[:, : kept[layer]]) for layer, each in rotations.items())
+    return (_drop(each, ordered[layer].indices[:, : kept[layer]]) for layer, each in rotations.items())
+
+
+def _alike(rotation: LayerRotation, budget: Budget) -> Tensor:
+    """Costs, (pair), by which every layer keeps the same share of its pairs."""
+    pairs = rotation.pairing.pairs
+    left_out = 1 - torch.arange(pairs, dtype=torch.float64) / pairs
+    return left_out * 2 * rotation.kv_heads * budget.tokens(rotation.layer)
 
 
 def _drop(rotation: LayerRotation, pairs: Tensor) -> DropLayer:
     chosen = torch.zeros(rotation.kv_heads, rotation.pairing.pairs).scatter(1, pairs, 1.0)
     weights = over_dimensions(chosen, rotation)
     return DropLayer(rotation.layer, rotation.head_dim, torch.stack([row.nonzero().flatten() for row in weights]))
-
-
-def _pair_costs(statistics: LayerStatistics, pairing: Pairing) -> Tensor:
-    """What leaving a pair out of all keys costs by the metric, (kv_head, pair)."""
-    size = statistics.head_dim
-    both = statistics.cost * statistics.keys.square
-    heads = torch.stack([both[at : at + size, at : at + size] for at in range(0, len(both), size)])
-    first, second = split_pairs(torch.arange(size), pairing)
-    return sum((heads[:, a, b] for a in (first, second) for b in (first, second)), start=torch.zeros(1))
 
 
 def _check_tokens(statistics: LayerStatistics, rank: int) -> None:

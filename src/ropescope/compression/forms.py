@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ropescope.compression.plans import DropLayer
+from ropescope.compression.sinks import Sinks
 from ropescope.compression.turning import Angles, Forward, Rotation, blocks, part, turned_back, turned_on
 
 if TYPE_CHECKING:
@@ -28,10 +29,10 @@ class Form(Protocol):
     def stored(self, keys: Tensor, forward: Forward) -> Tensor:
         """What is stored of keys (batch, kv_head, position, head_dim) that are the newest of a forward."""
 
-    def read(self, stored: Tensor, like: Tensor, forward: Forward) -> Tensor:
+    def read(self, stored: Tensor, like: Tensor, forward: Forward, sinks: Sinks) -> Tensor:
         """The keys that attention gets from what is stored of the last positions of a forward."""
 
-    def narrowed(self, query: Tensor, key: Tensor, arguments: dict[str, Any]) -> Tensor:
+    def narrowed(self, query: Tensor, key: Tensor, arguments: dict[str, Any], sinks: Sinks) -> Tensor:
         """The query that goes with the keys that :meth:`read` gave."""
 
 
@@ -61,7 +62,7 @@ class Latent:
         ]  # fmt: skip
         return torch.cat(kept, 1)[:, None].to(keys.dtype)
 
-    def read(self, stored: Tensor, like: Tensor, forward: Forward) -> Tensor:
+    def read(self, stored: Tensor, like: Tensor, forward: Forward, sinks: Sinks) -> Tensor:
         """Whole keys, (batch, kv_head, position, head_dim), rebuilt block by block."""
         length, (batch, heads, _, head_dim) = stored.shape[2], like.shape
         angles = part(self._angles(forward, like), slice(forward.total - length, None))
@@ -69,9 +70,9 @@ class Latent:
         for block in blocks(length, self._block(like)):
             before = (self.mean + stored[:, 0, block].float() @ self.up).unflatten(2, (heads, head_dim))
             keys[:, :, block] = turned_on(before.transpose(1, 2), part(angles, block), self.rotation.pairing)
-        return keys
+        return sinks.put_into(keys, forward)
 
-    def narrowed(self, query: Tensor, key: Tensor, arguments: dict[str, Any]) -> Tensor:
+    def narrowed(self, query: Tensor, key: Tensor, arguments: dict[str, Any], sinks: Sinks) -> Tensor:
         """The query as it is."""
         return query
 
@@ -94,24 +95,33 @@ class Dropped:
         """The kept dimensions, (batch, kv_head, position, kept dimension)."""
         return _picked(keys, self.dimensions)
 
-    def read(self, stored: Tensor, like: Tensor, forward: Forward) -> Tensor:
-        """What is stored, as it is; for many queries with zeros for the rest: their kernels take one width for all."""
-        if forward.total - forward.past == 1:
-            return stored
+    def read(self, stored: Tensor, like: Tensor, forward: Forward, sinks: Sinks) -> Tensor:
+        """What is stored and which sink it is; for many queries, whose kernels take one width for all, whole keys."""
+        if forward.total - forward.past == 1 and stored.shape[3] + sinks.held < self.head_dim:
+            return torch.cat((stored, sinks.marked(stored, forward)), 3) if sinks.held else stored
         whole: Tensor = stored.new_zeros(*stored.shape[:3], self.head_dim)
-        return whole.scatter(3, _index(stored, self.dimensions), stored)
+        return sinks.put_into(whole.scatter(3, _index(stored, self.dimensions), stored), forward)
 
-    def narrowed(self, query: Tensor, key: Tensor, arguments: dict[str, Any]) -> Tensor:
-        """The query without the dimensions that its narrow keys lack."""
+    def narrowed(self, query: Tensor, key: Tensor, arguments: dict[str, Any], sinks: Sinks) -> Tensor:
+        """The query without the dimensions that its narrow keys lack, and what these make of each sink."""
         if key.shape[-1] == query.shape[-1]:
             return query
         groups = query.shape[1] // len(self.dimensions)
         narrow = _picked(query, self.dimensions.repeat_interleave(groups, 0))
+        if sinks.keys is not None:
+            narrow = torch.cat((narrow, self._with_sinks(query, sinks.keys)), 3)
         if arguments.get("scaling") is not None:
             return narrow
         # The implementation takes the width of what it gets for that of a head.
         scaled: Tensor = narrow * (narrow.shape[-1] / self.head_dim) ** 0.5
         return scaled
+
+    def _with_sinks(self, query: Tensor, sinks: Tensor) -> Tensor:
+        """Products of a query with the dimensions of every sink that are not stored, (batch, head, 1, sink)."""
+        rest = sinks.scatter(3, _index(sinks, self.dimensions), 0.0)
+        of_groups = query.unflatten(1, (len(self.dimensions), -1))
+        products: Tensor = of_groups @ rest.transpose(2, 3)[:, :, None]
+        return products.flatten(1, 2)
 
 
 def _picked(heads: Tensor, dimensions: Tensor) -> Tensor:

@@ -9,12 +9,14 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from ropescope.base.arguments import BatchSize, check_at_least
-from ropescope.base.errors import InputError, ModelError, did_you_mean
+from ropescope.base.arguments import BatchSize
+from ropescope.base.errors import ModelError
+from ropescope.base.key_plans import Method, Metric, check_calibration, check_plan
 from ropescope.compression.budget import Budget
-from ropescope.compression.calibration import METRICS, Calibration, Metric, calibrated
+from ropescope.compression.calibration import Calibration, calibrated
 from ropescope.compression.choosing import drop_layers, fisher_of_keys, latent_layers
-from ropescope.compression.plans import METHODS, KeyPlan, LayerPlan, Method
+from ropescope.compression.plans import KeyPlan, LayerPlan
+from ropescope.compression.scores import Order
 from ropescope.compression.thinning import check_whole
 from ropescope.measurement.results import provenance
 from ropescope.model.access import check_windows
@@ -127,15 +129,14 @@ def planner_of(
     check_calibration(metric, sinks)
     check_windows(model, windows, batch_size)
     check_head(model)
-    _check_model(model)
+    check_model(model)
     workers = workers_of(model, group)
     card = probe(model, positions=windows.shape[1])
     stores = stores_of(model.config)
     batches = batches_of(batch_size, model.device.type, workers)
     calibration = calibrated(model, windows, card, batches, workers, metric=metric, sinks=sinks, progress=progress)
     _check_stores(stores, calibration)
-    parameters = {"metric": metric, "sinks": sinks, "batch_size": batch_size}
-    facts = _provenance(model, windows, parameters, workers)
+    facts = calibration_facts(model, windows, workers, metric=metric, sinks=sinks, batch_size=batch_size)
     return Planner(card, stores, calibration, windows.shape[1], model.dtype.itemsize, facts)
 
 
@@ -167,43 +168,28 @@ class Planner:
     facts: Mapping[str, Any]
 
     def plan(
-        self, keep: float, method: Method = "latent", *, importance: xr.DataTree | None = None, multiple: int = 1
+        self,
+        keep: float,
+        method: Method = "latent",
+        *,
+        importance: xr.DataTree | None = None,
+        order: Order | None = None,
+        multiple: int = 1,
     ) -> KeyPlan:
-        """A plan, as :func:`plan_keys` makes it."""
+        """A plan, as :func:`plan_keys` makes it; "drop" may go by another order of pairs."""
         worth = None if importance is None else fisher_of_keys(importance, self.calibration)
-        sinks = self.facts["parameters"]["sinks"] if method == "latent" else 0
+        sinks = self.facts["parameters"]["sinks"]
         budget = Budget(keep, self.length, sinks, self.itemsize, self.stores)
-        chosen = {"keep": keep, "method": method, "multiple": multiple}
-        facts = {
-            **self.facts,
-            "parameters": {**chosen, **self.facts["parameters"]},
-            "importance": None if importance is None else provenance(importance),
-        }
+        facts = plan_facts(self.facts, keep, method, multiple=multiple, importance=importance, order=order)
         if method == "latent":
             layers: tuple[LayerPlan, ...] = tuple(latent_layers(self.calibration, worth, budget, multiple))
         else:
-            layers = tuple(drop_layers(self.calibration, self.card, worth, budget, multiple))
+            layers = tuple(drop_layers(self.calibration, self.card, worth, budget, multiple, order))
         return KeyPlan(method, layers, self.calibration.shared, self.stores, sinks, facts)
 
 
-def check_plan(keep: float, method: str, sinks: int = 0, multiple: int = 1) -> None:
-    """Raise InputError unless :func:`plan_keys` takes these; no model is needed to say so."""
-    if not 0 < keep <= 1:
-        raise InputError(f"keep got {keep}; it is a share of the stock bytes above 0, to 1")
-    if method not in METHODS:
-        raise InputError(f"unknown method {method!r}; {did_you_mean(method, METHODS)}")
-    check_at_least("sinks", sinks, 0)
-    check_at_least("multiple", multiple, 1)
-
-
-def check_calibration(metric: str, sinks: int) -> None:
-    """Raise InputError unless a model can be calibrated so; no model is needed to say so."""
-    if metric not in METRICS:
-        raise InputError(f"unknown metric {metric!r}; {did_you_mean(metric, METRICS)}")
-    check_at_least("sinks", sinks, 0)
-
-
-def _check_model(model: PreTrainedModel) -> None:
+def check_model(model: PreTrainedModel) -> None:
+    """Raise ModelError unless keys of this model can be planned."""
     check_whole(model)
     if getattr(model.config.get_text_config(), "kv_lora_rank", None):
         raise ModelError(
@@ -222,17 +208,40 @@ def _check_stores(stores: Sequence[str], calibration: Calibration) -> None:
         )
 
 
-def _provenance(
+def calibration_facts(
     model: PreTrainedModel,
     windows: TokenIds,
-    parameters: Mapping[str, Any],
     workers: Workers,
+    *,
+    metric: Metric,
+    sinks: int,
+    batch_size: BatchSize,
 ) -> dict[str, Any]:
+    """What all plans of a calibration say of themselves, known before it."""
     return {
         "ropescope": version("ropescope"),
         "model": model_provenance(model),
         "windows": windows_protocol(windows),
-        "parameters": dict(parameters),
+        "parameters": {"metric": metric, "sinks": sinks, "batch_size": batch_size},
         "versions": {name: version(name) for name in ("torch", "transformers")},
         "created": workers.agreed(datetime.now(UTC).isoformat(timespec="seconds")),
+    }
+
+
+def plan_facts(
+    facts: Mapping[str, Any],
+    keep: float,
+    method: str,
+    *,
+    multiple: int = 1,
+    importance: xr.DataTree | None = None,
+    order: Order | None = None,
+) -> dict[str, Any]:
+    """Provenance of one plan of a calibration."""
+    chosen = {"keep": keep, "method": method, "multiple": multiple, "order": None if order is None else order.name}
+    return {
+        **facts,
+        "parameters": {**chosen, **facts["parameters"]},
+        "importance": None if importance is None else provenance(importance),
+        "order": None if order is None else order.origin,
     }

@@ -7,11 +7,12 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from ropescope.base.key_plans import Method
 from ropescope.base.records import RecordKind, digest
 from ropescope.base.tables import preformatted
 
@@ -19,9 +20,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ropescope.compression.cache import ThinKeyCache
-
-Method = Literal["latent", "drop"]
-METHODS: tuple[Method, ...] = ("latent", "drop")
 
 PLAN = RecordKind(
     format="ropescope-keys",
@@ -145,6 +143,21 @@ class KeyPlan:
         from ropescope.compression.cache import ThinKeyCache
 
         return ThinKeyCache(self)
+
+    @property
+    def way(self) -> str:
+        """How keys are thinned: the method, or the baseline whose order the pairs are kept in.
+
+        Returns
+        -------
+        str
+
+        Examples
+        --------
+        >>> plan.way  # doctest: +SKIP
+        'latent'
+        """
+        return str(self.provenance.get("parameters", {}).get("order") or self.method)
 
     @property
     def made_for(self) -> Mapping[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -43,6 +44,18 @@ class Sinks:
             for rows, sinks, places in self._among(forward, first, keys.shape[2]):
                 keys[rows, :, places] = self.keys[rows, :, sinks]
         return keys
+
+    @property
+    def held(self) -> int:
+        """How many sinks every row has room for; none before there are any."""
+        return 0 if self.keys is None else self.count
+
+    def marked(self, keys: Tensor, forward: Forward) -> Tensor:
+        """Which sink each of the last positions of a forward is, (batch, kv_head, position, sink) of 0 and 1."""
+        marks = keys.new_zeros(*keys.shape[:3], self.count)
+        for rows, sinks, places in self._among(forward, forward.total - keys.shape[2], keys.shape[2]):
+            marks[rows, :, places, sinks] = torch.eye(self.count, dtype=keys.dtype, device=keys.device)[sinks, sinks]
+        return marks
 
     def select(self, rows: Tensor) -> None:
         """Keep some rows of the batch."""

@@ -147,15 +147,16 @@ class _Run:
         """What attention uses instead of a query and its keys."""
         if self.forward is None:
             raise InputError("thin keys need forwards of the whole decoder, which say where its tokens stand")
-        form = self._form(self.plan.shared.get(call.layer, call.layer), call.key.device)
-        key = call.key if self.cache is not None else self._as_cached(call.key, form, self.forward)
-        return form.narrowed(call.query, key, call.arguments), key
-
-    def _as_cached(self, key: Tensor, form: Form, forward: Forward) -> Tensor:
-        """What the cache would give of keys that did not go through it."""
-        sinks = Sinks(self.plan.sinks)
-        sinks.keep(key, forward)
-        return sinks.put_into(form.read(form.stored(key, forward), key, forward), forward)
+        source = self.plan.shared.get(call.layer, call.layer)
+        form, key = self._form(source, call.key.device), call.key
+        if self.cache is not None:
+            sinks = self.cache.sinks_of(source)
+        else:
+            # What the cache would give.
+            sinks = Sinks(self.plan.sinks)
+            sinks.keep(key, self.forward)
+            key = form.read(form.stored(key, self.forward), key, self.forward, sinks)
+        return form.narrowed(call.query, key, call.arguments, sinks), key
 
     def _check_inside(self) -> None:
         """Keys must come to be thinned as the model made them: only weights, which act on queries, come before."""

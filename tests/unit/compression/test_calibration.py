@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from architectures import GEMMA4, LLAMA, QWEN3, Architecture, tokens
+from ropescope.base.key_plans import Metric
 from ropescope.base.rotary import rotate
 from ropescope.compression import calibration
-from ropescope.compression.calibration import Calibration, Metric, calibrated, over_distances
+from ropescope.compression.calibration import Calibration, calibrated, over_distances
 from ropescope.compression.moments import Moments
 from ropescope.model.attention import AttentionCall, intercepted
 from ropescope.model.card import LayerRotation
@@ -93,15 +94,20 @@ def test_the_fisher_metric_is_what_the_log_likelihood_feels_of_keys(monkeypatch:
         below = model(windows, use_cache=False).logits[:, :-1].softmax(-1).cumsum(-1)
     drawn = (below < 0.5).sum(-1, keepdim=True)
     for layer in (0, 3):
-        moves = torch.zeros(4, 2, LENGTH, 16, requires_grad=True)
+        moves, keys = torch.zeros(4, 2, LENGTH, 16, requires_grad=True), {}
 
         def moved(call: AttentionCall) -> tuple[Tensor, Tensor]:
+            keys[call.layer] = call.key.detach()  # noqa: B023
             return call.query, call.key + moves if call.layer == layer else call.key  # noqa: B023
 
         with torch.enable_grad(), intercepted(model, moved):
             likelihood = model(windows, use_cache=False).logits[:, :-1].log_softmax(-1).gather(-1, drawn).sum()
-        flat = before_rotation(layer, torch.autograd.grad(likelihood, moves)[0])
+        gradient = torch.autograd.grad(likelihood, moves)[0]
+        flat = before_rotation(layer, gradient)
         torch.testing.assert_close(found.layers[layer].cost, flat.T @ flat / len(flat), rtol=1e-3, atol=1e-6)
+        # A pair that is scaled is scaled in all keys of a window but the sinks'.
+        scaled = (gradient * keys[layer])[:, :, 2:].double().sum(2).unflatten(2, (2, 8)).sum(2)
+        torch.testing.assert_close(found.layers[layer].pairs, scaled.square().sum(0), rtol=1e-3, atol=1e-6)
 
 
 def test_layers_that_use_the_keys_of_others_are_told_from_the_keys() -> None:

@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 
 from architectures import LLAMA, QWEN3, tokens
 from ropescope.base.errors import InputError, ResultError
+from ropescope.base.key_plans import METHODS
 from ropescope.compression.planning import plan_keys
-from ropescope.compression.plans import METHODS, KeyPlan
+from ropescope.compression.plans import KeyPlan
 from ropescope.compression.thinning import thin_keys
 from ropescope.evaluation.opening import load
 
