@@ -62,6 +62,7 @@ bench: setup
 	$(BIN)/python benchmarks/measure.py
 	$(BIN)/python benchmarks/sweep.py
 	$(BIN)/python benchmarks/scale.py
+	$(BIN)/python benchmarks/thin_keys.py
 
 clean:
 	rm -rf .venv ropescope-demo site

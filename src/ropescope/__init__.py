@@ -36,10 +36,12 @@ if TYPE_CHECKING:
     from ropescope.base.tables import Table as Table
     from ropescope.compression.planning import plan_keys as plan_keys
     from ropescope.compression.plans import KeyPlan as KeyPlan
+    from ropescope.compression.several import frontier_plans as frontier_plans
     from ropescope.compression.thinning import thin_keys as thin_keys
     from ropescope.display.comparison import Comparison as Comparison
     from ropescope.display.comparison import comparison as comparison
     from ropescope.display.figures.curves import sweep_curves as sweep_curves
+    from ropescope.display.figures.frontier import frontier_curves as frontier_curves
     from ropescope.display.figures.heads import panel as panel
     from ropescope.display.figures.maps import overview as overview
     from ropescope.display.figures.maps import variable_map as variable_map
@@ -49,6 +51,9 @@ if TYPE_CHECKING:
     from ropescope.display.report.writing import report as report
     from ropescope.evaluation.claims.judging import Verdicts as Verdicts
     from ropescope.evaluation.claims.judging import claims as claims
+    from ropescope.evaluation.frontier.changes import frontier_table as frontier_table
+    from ropescope.evaluation.frontier.judging import frontier as frontier
+    from ropescope.evaluation.frontier.timing import Timing as Timing
     from ropescope.evaluation.importance_validation import validate_importance as validate_importance
     from ropescope.evaluation.opening import load as load
     from ropescope.evaluation.perplexity import Perplexity as Perplexity
@@ -100,6 +105,10 @@ _HOME = {
     "plan_keys": "compression.planning",
     "KeyPlan": "compression.plans",
     "thin_keys": "compression.thinning",
+    "frontier_plans": "compression.several",
+    "frontier": "evaluation.frontier.judging",
+    "frontier_table": "evaluation.frontier.changes",
+    "Timing": "evaluation.frontier.timing",
     "perplexity": "evaluation.perplexity",
     "sweep": "evaluation.sweep.sweeping",
     "evaluate_tasks": "evaluation.tasks.evaluating",
@@ -150,6 +159,7 @@ _HOME = {
     "spread_curves": "display.figures.spread",
     "bands_over_wavelength": "display.figures.spread",
     "sweep_curves": "display.figures.curves",
+    "frontier_curves": "display.figures.frontier",
 }
 __all__ = ["__version__", *_HOME]
 

@@ -19,6 +19,7 @@ from synthetic import synthetic_result
 MEASURE = ["measure", "MODEL", "--corpus", "text.txt", "--output", "out.nc"]
 SWEEP = ["sweep", "MODEL", "measured.nc", "--corpus", "text.txt", "--output", "out.nc"]
 BAKE = ["bake", "MODEL", "measured.nc", "--alpha", "0.1", "--output", "baked"]
+COMPRESS = ["compress", "MODEL", "--corpus", "text.txt", "--calibration-corpus", "builtin", "--output", "out.nc"]
 TASKS = ["tasks", "MODEL", "measured.nc", "--tasks", "hellaswag", "--output", "out.nc"]
 FIGURES = ["figures", "measured.nc"]
 COMPARE = ["compare", "measured.nc", "other.nc"]
@@ -71,6 +72,16 @@ TABLE = [
     (BAKE, ["--output", "full"], "full", "not an empty folder"),
     (BAKE, ["--output", "text.txt/baked"], "text.txt is a file", "another folder"),
     (BAKE, ["--tensor-parallel"], "--tensor-parallel", "leave it out"),
+    (COMPRESS, ["--keep", "0"], "keep got 0.0", "above 0, to 1"),
+    (COMPRESS, ["--keep", "1.5"], "keep got 1.5", "above 0, to 1"),
+    (COMPRESS, ["--baselines", "nrom"], "'nrom'", "did you mean 'norm'"),
+    (COMPRESS, ["--sinks", "-1"], "sinks got -1", "at least 0"),
+    (COMPRESS, ["--multiple", "0"], "multiple got 0", "at least 1"),
+    (COMPRESS, ["--time-at", "1"], "time_at got 1", "at least 2"),
+    (COMPRESS, ["--calibration-corpus", "text.txt"], "'text.txt' to calibrate and to judge on", "another text"),
+    (COMPRESS, ["--calibration-corpus", "missing.txt"], "'missing.txt'", "no such file or folder"),
+    (COMPRESS, ["--batch-size", "0"], "got 0", "at least 1, or 'auto'"),
+    (COMPRESS, ["--output", "nowhere/out.nc"], "nowhere", "make it first"),
     *((TASKS, *row) for row in (*MODELS, *OUTPUT, *SELECTIONS)),
     (TASKS, ["--alpha", "1.5"], "got 1.5", "0 to 1"),
     (TASKS, ["--tasks", ","], "no tasks", "at least one name"),

@@ -12,6 +12,7 @@ from ropescope.cli import (  # noqa: F401  they register their commands
     bake,
     claims,
     compare,
+    compress,
     demo,
     figures,
     importance,

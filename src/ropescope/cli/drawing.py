@@ -34,6 +34,26 @@ def report_sweep(data: xr.Dataset, target: Path, model: str) -> None:
         say(f"\nsweep: {target}\ncurves and tables: the same name with .png, .md and .csv")
 
 
+def report_frontier(data: xr.Dataset, target: Path, model: str) -> None:
+    """Print the table, and write it and the figure beside the frontier."""
+    from ropescope.evaluation.frontier.changes import frontier_table
+    from ropescope.evaluation.frontier.in_words import findings
+    from ropescope.evaluation.sweep.changes import Format
+
+    formats: tuple[tuple[str, Format], ...] = ((".md", "markdown"), (".csv", "csv"))
+    for extension, format in formats:
+        write_text(target.with_suffix(extension), frontier_table(data, format=format).rstrip("\n") + "\n")
+    try:
+        with drawing(f"the frontier is in {target}"):
+            from ropescope.display.figures.frontier import frontier_curves
+
+            save_figure(frontier_curves({model: data}), target.with_suffix(".png"))
+    finally:
+        say(frontier_table(data), end="\n\n")
+        say("\n".join(findings(data)))
+        say(f"\nfrontier: {target}\nfigure and tables: the same name with .png, .md and .csv")
+
+
 def check_companions(target: Path, extensions: Iterable[str]) -> None:
     """Say before long work whether the files beside an output can be written, none of them over it."""
     from ropescope.base.files import check_target
@@ -96,6 +116,19 @@ def draw_sweeps(paths: list[Path], formats: Iterable[str], folder: Path) -> Iter
         from ropescope.display.figures.curves import sweep_curves
 
         figure = sweep_curves(sweeps)
+        for extension in formats:
+            yield save_figure(figure, folder / f"{paths[0].stem}-curves.{extension}")
+
+
+def draw_frontiers(paths: list[Path], formats: Iterable[str], folder: Path) -> Iterable[Path]:
+    from ropescope.evaluation.frontier.dataset import FRONTIER
+
+    frontiers = {name: FRONTIER.load(path) for name, path in named(paths).items()}
+    make_folder(folder)
+    with drawing("the frontiers are as they were"):
+        from ropescope.display.figures.frontier import frontier_curves
+
+        figure = frontier_curves(frontiers)
         for extension in formats:
             yield save_figure(figure, folder / f"{paths[0].stem}-curves.{extension}")
 

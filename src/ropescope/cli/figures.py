@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from ropescope.base.errors import InputError
 from ropescope.base.files import named
-from ropescope.cli.drawing import draw_result, draw_sweeps
+from ropescope.cli.drawing import draw_frontiers, draw_result, draw_sweeps
 from ropescope.cli.options import (
     Format,
     Stream,
@@ -22,17 +22,17 @@ from ropescope.cli.printing import say
 
 @app.command
 def figures(
-    *results: Annotated[Path, Parameter(help="Files of `ropescope measure` and `ropescope sweep`.")],
+    *results: Annotated[Path, Parameter(help="Files of `ropescope measure`, `sweep` and `compress`.")],
     heads: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative="")] = (),
     stream: Stream = "both",
     format: Annotated[tuple[Format, ...], Parameter(consume_multiple=True, negative="")] = ("png",),
     output_dir: Path = Path(),
 ) -> None:
-    """Draw results: the panel of chosen heads, the overview of all layers, the curves of sweeps.
+    """Draw results: the panel of chosen heads, the overview of all layers, the curves of sweeps and of thin keys.
 
     The panel shows, for each head, SpectrumFE and SequenceFE over the pairs and the norms over the positions (figures
     1, 2 and 4 of the paper). The overview maps layer by pair. All sweeps go into one figure, a line for each (figure
-    3), named after its file.
+    3), named after its file; all files of thin keys into another, a panel for each.
 
     Example: `ropescope figures qwen3.nc --heads 6:0 1:0 --stream key --format png pdf`
 
@@ -49,6 +49,7 @@ def figures(
     """
     from ropescope.base.files import check_folder
     from ropescope.base.netcdf import schema_of
+    from ropescope.evaluation.frontier.dataset import FRONTIER
     from ropescope.evaluation.sweep.dataset import SWEEP
     from ropescope.measurement.results import load
 
@@ -59,11 +60,15 @@ def figures(
     chosen = parse_heads(heads)
     if any(None in place for place in chosen):
         raise InputError("figures got '*' in --heads; name each head as LAYER:HEAD")
-    sweeps = [path for path in results if schema_of(path) == SWEEP.name]
+    kinds = {path: schema_of(path) for path in results}
+    sweeps, frontiers = ([path for path in results if kinds[path] == each.name] for each in (SWEEP, FRONTIER))
     for path in results:
-        if path not in sweeps:
+        if path not in [*sweeps, *frontiers]:
             for written in draw_result(load(path), path.stem, chosen, streams_of(stream), format, output_dir):
                 say(written)
     if sweeps:
         for written in draw_sweeps(sweeps, format, output_dir):
+            say(written)
+    if frontiers:
+        for written in draw_frontiers(frontiers, format, output_dir):
             say(written)

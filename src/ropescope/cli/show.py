@@ -15,7 +15,7 @@ from ropescope.cli.printing import say
 
 @app.command
 def show(
-    file: Annotated[Path, Parameter(help="File of measure, importance, sweep, tasks or select.")],
+    file: Annotated[Path, Parameter(help="File of measure, importance, sweep, tasks, compress or select.")],
     *,
     most: int = 10,
 ) -> None:
@@ -39,6 +39,9 @@ def show(
 
 
 def _text(found: Any, most: int) -> str:
+    from ropescope.evaluation.frontier.changes import frontier_table
+    from ropescope.evaluation.frontier.dataset import FRONTIER
+    from ropescope.evaluation.frontier.in_words import findings as thin_findings
     from ropescope.evaluation.importance_validation import VALIDATION, in_words
     from ropescope.evaluation.sweep.changes import sweep_table
     from ropescope.evaluation.sweep.dataset import SWEEP
@@ -56,6 +59,8 @@ def _text(found: Any, most: int) -> str:
         return "\n\n".join([summary_text(found, strongest=most), *tables])
     if schema == SWEEP.name:
         return "\n".join([sweep_table(found), "", *findings(found)])
+    if schema == FRONTIER.name:
+        return "\n".join([frontier_table(found), "", *thin_findings(found)])
     if schema == IMPORTANCE:
         return importance_text(found)
     if schema == VALIDATION.name:

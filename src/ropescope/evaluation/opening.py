@@ -9,6 +9,7 @@ from typing import Any
 
 from ropescope.base.netcdf import schema_of
 from ropescope.base.records import format_of
+from ropescope.evaluation.frontier.dataset import FRONTIER
 from ropescope.evaluation.importance_validation import VALIDATION
 from ropescope.evaluation.sweep.dataset import SWEEP
 from ropescope.evaluation.tasks.dataset import TASKS
@@ -25,13 +26,13 @@ def load(path: str | Path) -> Any:
     Parameters
     ----------
     path
-        What `measure`, `importance`, `sweep`, `tasks` or `select` wrote, or a plan of thin keys saved.
+        What `measure`, `importance`, `sweep`, `tasks`, `compress` or `select` wrote, or a plan of thin keys saved.
 
     Returns
     -------
     xarray.DataTree, xarray.Dataset, PairMask or KeyPlan
-        A measurement, and importance, is a tree, a sweep or scores of tasks a dataset, a ``.safetensors`` file a mask
-        or a plan.
+        A measurement, and importance, is a tree, a sweep, a frontier or scores of tasks a dataset, a ``.safetensors``
+        file a mask or a plan.
 
     Raises
     ------
@@ -46,7 +47,7 @@ def load(path: str | Path) -> Any:
         return _load_safetensors(path)
     importance = partial(load_measurement, schema=IMPORTANCE)
     kinds: dict[str, Callable[[Path], Any]] = {SWEEP.name: SWEEP.load, TASKS.name: TASKS.load, IMPORTANCE: importance}
-    kinds[VALIDATION.name] = VALIDATION.load
+    kinds |= {VALIDATION.name: VALIDATION.load, FRONTIER.name: FRONTIER.load}
     return kinds.get(schema_of(path) or "", load_measurement)(Path(path))
 
 

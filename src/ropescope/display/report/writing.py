@@ -16,6 +16,8 @@ from ropescope.base.files import check_target, named, written_whole
 from ropescope.base.tables import Section
 from ropescope.display.comparison import against_first
 from ropescope.display.report import render
+from ropescope.evaluation.frontier.dataset import FRONTIER
+from ropescope.evaluation.frontier.in_words import section as thin_section
 from ropescope.evaluation.opening import load
 from ropescope.evaluation.sweep.dataset import SWEEP
 from ropescope.evaluation.tasks.dataset import TASKS
@@ -32,8 +34,9 @@ def report(
     Parameters
     ----------
     contents
-        Measurements, sweeps and scores of tasks by the name to show, each as it is in memory or as a file; or files
-        alone, which are named after themselves. At least one measurement; the first is shown first.
+        Measurements, sweeps, frontiers of thin keys and scores of tasks by the name to show, each as it is in memory
+        or as a file; or files alone, which are named after themselves. At least one measurement; the first is shown
+        first.
     path
         HTML file to write.
     overwrite
@@ -47,7 +50,7 @@ def report(
     Raises
     ------
     InputError
-        There is no measurement, something that is neither of the three, or the same file twice.
+        There is no measurement, something that is none of these, or the same file twice.
     ResultError
         A file cannot be read, or the page cannot be written.
     MissingExtraError
@@ -60,12 +63,17 @@ def report(
     target = check_target(path, overwrite=overwrite)
     given = contents if isinstance(contents, Mapping) else named([Path(each) for each in contents])
     loaded = {name: load(each) if isinstance(each, str | Path) else each for name, each in given.items()}
-    results, sweeps, tasks = (_of_kind(loaded, kind) for kind in ("measurement", SWEEP.name, TASKS.name))
-    if unknown := sorted(loaded.keys() - {*results, *sweeps, *tasks}):
-        raise InputError(f"report got {unknown[0]!r}, which is no measurement, sweep or scores of tasks; leave it out")
+    kinds = ("measurement", SWEEP.name, TASKS.name, FRONTIER.name)
+    results, sweeps, tasks, frontiers = (_of_kind(loaded, kind) for kind in kinds)
+    if unknown := sorted(loaded.keys() - {*results, *sweeps, *tasks, *frontiers}):
+        raise InputError(
+            f"report got {unknown[0]!r}, which is no measurement, sweep, frontier of thin keys or scores of tasks; "
+            "leave it out"
+        )
     if not results:
         raise InputError("report got no measurement; name at least one file of 'ropescope measure'")
     sections = [tasks_section(data, name) for name, data in tasks.items()]
+    sections += [thin_section(data, name) for name, data in frontiers.items()]
     further = [section for name, result in results.items() for section in further_sections(result, name)]
     compared = against_first(results, pair_by_pair(results))
     page = render(results, sweeps=sweeps, sections=[*further, *sections, *compared, *_lived(results)])

@@ -46,21 +46,23 @@ def _finding(data: xr.Dataset, changes: xr.Dataset, name: str) -> str:
     at = {SELECTION: name, ALPHA: alpha}
     perplexity = data["perplexity"].sel({SELECTION: name, ARM: "selection"})
     before, after = (float(perplexity.sel({ALPHA: place})) for place in (1.0, alpha))
-    verb = _verb(changes["nats_change"].sel({**at, ARM: "selection"}))
-    parts = [f"{subject}: alpha {alpha:g} {verb} perplexity from {before:.4g} to {after:.4g}"]
+    does = verb(changes["nats_change"].sel({**at, ARM: "selection"}))
+    parts = [f"{subject}: alpha {alpha:g} {does} perplexity from {before:.4g} to {after:.4g}"]
     for control in changes[CONTROL].values:
         other = before + float(changes["perplexity_change"].sel({**at, ARM: control, ESTIMATE: "value"}))
         if not math.isnan(other):
-            comparison = _comparison(changes["nats_against"].sel({**at, CONTROL: control}))
-            parts.append(f"{comparison} {CONTROLS[control]} ({other:.4g})")
+            compared = comparison(changes["nats_against"].sel({**at, CONTROL: control}))
+            parts.append(f"{compared} {CONTROLS[control]} ({other:.4g})")
     return ", ".join(parts)
 
 
-def _verb(interval: xr.DataArray) -> str:
+def verb(interval: xr.DataArray) -> str:
+    """What an interval of changes says of a perplexity."""
     low, high = (float(interval.sel({ESTIMATE: end})) for end in ("low", "high"))
     return "raises" if low > 0 else "lowers" if high < 0 else "does not measurably change"
 
 
-def _comparison(interval: xr.DataArray) -> str:
+def comparison(interval: xr.DataArray) -> str:
+    """What an interval of differences says of two changes."""
     low, high = (float(interval.sel({ESTIMATE: end})) for end in ("low", "high"))
     return "more than" if low > 0 else "less than" if high < 0 else "about as much as"

@@ -1,0 +1,1 @@
+"""What thin keys cost: bytes, perplexity and time of several plans against the stock cache."""
