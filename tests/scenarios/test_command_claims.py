@@ -48,3 +48,25 @@ def test_bad_input_is_one_line(arguments: list[str], text: str, capsys: pytest.C
     with pytest.raises(SystemExit) as left:
         main(["claims", *arguments])
     assert left.value.code == 2 and text in capsys.readouterr().err
+
+
+def test_a_model_is_looked_at_and_the_look_serves_again(
+    saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = tmp_path / "text.txt"
+    text.write_text("the model of the models\n" * 400)
+    frames = ["--length", "128", "--frame-length", "64", "--hop-length", "32", "--count", "2", "--output", "one.nc"]
+    main(["measure", str(saved), "--corpus", str(text), *frames])
+    asked = ["--model", str(saved), "--corpus", str(text), "--length", "64", "--count", "5"]
+    main(["claims", "one.nc", *asked, "--format", "json", "--output", "first.json"])
+    assert (tmp_path / "tiny-text-64-look.nc").is_file()
+    main(["claims", "one.nc", "tiny-text-64-look.nc", "--format", "json", "--output", "second.json"])
+    first, second = (
+        json.loads((tmp_path / name).read_text(encoding="utf-8")) for name in ("first.json", "second.json")
+    )
+    assert first == second
+    assert next(each for each in first["claims"] if each["key"] == "few-pairs-choose-tokens")["tests"]
+    capsys.readouterr()
+    main(["claims", "one.nc", *asked])
+    assert "tiny-text-64-look.nc is already there and holds this very run" in capsys.readouterr().out

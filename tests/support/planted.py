@@ -8,6 +8,19 @@ from collections.abc import Sequence
 import numpy as np
 import xarray as xr
 
+from ropescope.evaluation.claims.arms import (
+    FAST_OFF,
+    FAST_STILL,
+    LOUD,
+    PAST_CONTROL,
+    PAST_STILL,
+    PLAIN,
+    RANDOM,
+    SLOW_OFF,
+    SLOW_STILL,
+    TWICE_PLAIN,
+)
+from ropescope.evaluation.claims.behaviour_dataset import ARM, BEHAVIOUR, READING, READINGS, VARIABLES
 from ropescope.evaluation.sweep.dataset import labelled
 from ropescope.evaluation.tasks.dataset import labelled as labelled_tasks
 from ropescope.evaluation.tasks.scores import Score
@@ -34,11 +47,14 @@ def measurement(
     length: int = 4096,
     weights: str = "0" * 16,
     layers: int = LAYERS,
+    context: int | None = 4096,
+    fast: np.ndarray | None = None,
 ) -> xr.DataTree:
     """Six windows of a model with bands and periodic pairs at the given pairs of every head of some layers.
 
     `loud` is what the norm of a band is multiplied by; with `wander` bands shift by one pair from layer to layer, round
-    the end; `periods` are those of every pair in each window.
+    the end; `periods` are those of every pair in each window; `context` is that of the configuration; `fast` (layer,
+    head) is what the norm of queries in the two fastest pairs is multiplied by.
     """
     result = synthetic_result(
         layers, HEADS, KV_HEADS, PAIRS, WINDOWS, length, nope_layers=nope, padded=False, corpus=corpus
@@ -57,12 +73,14 @@ def measurement(
                 values[:, layer, :, chosen] = random.normal(0.1 if values is spectrum else 0.45, 0.005)
                 if values is spectrum:
                     norm[:, layer, :, chosen] *= loud
+        if fast is not None and stream == "query":
+            norm[..., :2] *= fast[..., None]
         period = np.broadcast_to(np.array(periods)[:, None, None, None], shape)
         dims = data["spectrum_fe"].dims
         arrays = {"spectrum_fe": spectrum, "sequence_fe": sequence, "mean_norm": norm, "dominant_period": period}
         result[stream] = xr.DataTree(data.assign({name: (dims, array) for name, array in arrays.items()}))
     facts = json.loads(result.attrs["provenance"])
-    facts["model"]["fingerprint"] = weights
+    facts["model"] |= {"fingerprint": weights, "config": {"max_position_embeddings": context}}
     result.attrs["provenance"] = json.dumps(facts)
     return result
 
@@ -116,3 +134,57 @@ def importance(favoured: Sequence[int], times: float, *, windows: int = WINDOWS)
         base[..., list(favoured)] *= times
         values[stream] = np.stack([base] * 4, axis=1)
     return label_importance(values, range(LAYERS), {"model": {"id": "synthetic/tiny-irope", "fingerprint": "0" * 16}})
+
+
+COSTS = {
+    PLAIN: 0.0,
+    SLOW_OFF: 1.0,
+    SLOW_STILL: 0.02,
+    FAST_OFF: 1.0,
+    FAST_STILL: 0.6,
+    PAST_STILL: 0.001,
+    PAST_CONTROL: 0.3,
+}
+TWICE = {TWICE_PLAIN: (3.0, 0.5), LOUD: (3.5, 3.0)} | {
+    name: (3.0 + first, 0.5 + second)
+    for name, (first, second) in zip(RANDOM.values(), [(0.02, 0.05), (0.1, 0.2), (0.4, 0.6), (1.5, 2.0)], strict=True)
+}
+
+
+def look(
+    previous: np.ndarray | None = None,
+    best: float = 0.8,
+    costs: dict[str, float] | None = None,
+    twice: dict[str, tuple[float, float]] | None = None,
+    *,
+    windows: int = WINDOWS,
+    length: int = 2048,
+) -> xr.Dataset:
+    """What was seen of the model: attention (layer, head), what arms cost, and a passage read twice."""
+    random = np.random.default_rng(0)
+    shape = (windows, LAYERS, HEADS)
+    seen = np.broadcast_to(np.full((LAYERS, HEADS), 0.2) if previous is None else previous, shape)
+    costs, twice = COSTS | (costs or {}), TWICE | (twice or {})
+    names = [*costs, *twice]
+    nats, readings = np.full((len(names), windows), np.nan), np.full((len(names), 2, windows), np.nan)
+    for row, name in enumerate(names):
+        if name in costs:
+            nats[row] = 3 + costs[name] + random.normal(0, 1e-3, windows)
+        else:
+            readings[row] = np.array(twice[name])[:, None] + random.normal(0, 1e-3, (2, windows))
+    chosen = {
+        name: np.full(shape, value) + random.normal(0, 0.01, shape) for name, value in (("best", best), ("random", 0.3))
+    }
+    values = {
+        "previous": seen,
+        "diagonal": seen,
+        **chosen,
+        "nats": nats,
+        "readings": readings,
+        "pairs": np.ones(len(names)),
+    }
+    model = {"id": "synthetic/tiny-irope", "fingerprint": "0" * 16}
+    facts = {"model": model, "windows": {"length": length}, "parameters": {"context": None}}
+    arrays = {name: (dims, values[name]) for name, (_, _, dims) in VARIABLES.items()}
+    labels = {ARM: names, READING: list(READINGS), "layer": range(LAYERS), "sequence": range(windows)}
+    return xr.Dataset(arrays, labels, BEHAVIOUR.attributes(facts))

@@ -9,6 +9,7 @@ from typing import Any
 
 from ropescope.base.netcdf import schema_of
 from ropescope.base.records import format_of
+from ropescope.evaluation.claims.behaviour_dataset import BEHAVIOUR
 from ropescope.evaluation.frontier.dataset import FRONTIER
 from ropescope.evaluation.importance_validation import VALIDATION
 from ropescope.evaluation.sweep.dataset import SWEEP
@@ -47,7 +48,7 @@ def load(path: str | Path) -> Any:
         return _load_safetensors(path)
     importance = partial(load_measurement, schema=IMPORTANCE)
     kinds: dict[str, Callable[[Path], Any]] = {SWEEP.name: SWEEP.load, TASKS.name: TASKS.load, IMPORTANCE: importance}
-    kinds |= {VALIDATION.name: VALIDATION.load, FRONTIER.name: FRONTIER.load}
+    kinds |= {schema.name: schema.load for schema in (VALIDATION, FRONTIER, BEHAVIOUR)}
     return kinds.get(schema_of(path) or "", load_measurement)(Path(path))
 
 

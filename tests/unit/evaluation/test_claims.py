@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from planted import LAYERS, PAIRS, RUN, SCATTERED, WINDOWS, importance, measurement, sweep, tasks
+from planted import HEADS, LAYERS, PAIRS, RUN, SCATTERED, WINDOWS, importance, look, measurement, sweep, tasks
 from ropescope.base.entropy import sequence_fe
 from ropescope.base.errors import InputError
 from ropescope.evaluation.claims.evidence import gathered
@@ -25,6 +25,7 @@ DRIFTING = (4096.0, 2048.0, 4096.0, 1365.0, 2048.0, 4096.0)
 ROPE = tuple(layer for layer in range(LAYERS) if layer % 2 == 0)
 NOPE = tuple(layer for layer in range(LAYERS) if layer % 2)
 MIXED = {"nope": NOPE, "periodic": (1, 2), "bands": RUN}
+FAST = np.random.default_rng(3).uniform(0.5, 3, (LAYERS, HEADS))
 RIGHT = [1.0] * 1500 + [0.0] * 500
 
 
@@ -110,6 +111,43 @@ TRUTHS: dict[str, tuple[list[Any], list[Any], list[Any]]] = {
         [measurement((0, 4, 8, 12), wander=True)],
         [measurement((0, 1, 2, 3))],
         [measurement()],
+    ),
+    "fast-pairs-make-positional-heads": (
+        [measurement(fast=FAST), look(FAST / 4)],
+        [measurement(fast=FAST), look(1 - FAST / 4)],
+        [measurement(fast=FAST), look(np.random.default_rng(4).random((LAYERS, HEADS)))],
+    ),
+    "slow-pairs-are-loud": (
+        [measurement((12, 13, 14, 15))],
+        [measurement((0, 1, 2, 3))],
+        [measurement((12, 13, 14, 15), only_layers=(0,))],
+    ),
+    "slow-pairs-carry-content": ([look()], [look(costs={"slow still": 1.0})], [look(windows=4)]),
+    "band-sits-where-the-context-ends": (
+        [measurement((11, 12, 13))],
+        [measurement((1, 2, 3))],
+        [measurement((11, 12, 13), context=None)],
+    ),
+    "pairs-past-the-band-need-no-rotation": (
+        [measurement(), look()],
+        [measurement(), look(costs={"past the band still": 0.2})],
+        [measurement(), look(length=512)],
+    ),
+    "loud-keys-turn-less-than-once": (
+        [measurement((13, 14))],
+        [measurement(RUN)],
+        [measurement((13, 14), context=2**40)],
+    ),
+    "few-pairs-choose-tokens": ([look()], [look(best=0.32)], [look(windows=4)]),
+    "few-pairs-hold-importance": (
+        [importance((3,), 50, windows=12)],
+        [importance((3,), 1, windows=12)],
+        [importance((3,), 50, windows=6)],
+    ),
+    "loud-pairs-serve-the-context": (
+        [look()],
+        [look(twice={"loud off": (3.5, 0.9)})],
+        [look(twice={"loud off": (9.0, 9.0)})],
     ),
 }
 

@@ -10,6 +10,7 @@ from ropescope.analysis.comparability import differences
 from ropescope.analysis.comparison_in_words import one_text
 from ropescope.base.errors import InputError
 from ropescope.base.facts import other_model, other_weights
+from ropescope.evaluation.claims.behaviour_dataset import BEHAVIOUR
 from ropescope.evaluation.importance_validation import VALIDATION
 from ropescope.evaluation.sweep.dataset import SWEEP
 from ropescope.evaluation.tasks.dataset import TASKS
@@ -32,8 +33,8 @@ class Evidence:
     ----------
     measurements
         Of :func:`ropescope.measure`; those beside the first are compared with it, and may be of other models.
-    importance, validations, sweeps, tasks
-        Of the model that is judged.
+    importance, validations, sweeps, tasks, looks
+        Of the model that is judged; the last are of :func:`behaviour`.
     """
 
     measurements: Mapping[str, xr.DataTree] = field(default_factory=dict)
@@ -41,6 +42,7 @@ class Evidence:
     validations: tuple[xr.Dataset, ...] = ()
     sweeps: tuple[xr.Dataset, ...] = ()
     tasks: tuple[xr.Dataset, ...] = ()
+    looks: tuple[xr.Dataset, ...] = ()
 
     @property
     def measured(self) -> xr.DataTree | None:
@@ -51,6 +53,11 @@ class Evidence:
     def worth(self) -> xr.DataTree | None:
         """The importance that is judged: that of most windows."""
         return max(self.importance, key=lambda each: each["query"].sizes["sequence"], default=None)
+
+    @property
+    def behaviour(self) -> xr.Dataset | None:
+        """The look at the model that is judged by: that of most windows."""
+        return max(self.looks, key=lambda each: each.sizes["sequence"], default=None)
 
     @property
     def model(self) -> str:
@@ -95,7 +102,7 @@ class Evidence:
 
     def _models(self) -> list[Mapping[str, Any]]:
         trees = [*self.measurements.values(), *self.importance]
-        datasets = [*self.validations, *self.sweeps, *self.tasks]
+        datasets = [*self.validations, *self.sweeps, *self.tasks, *self.looks]
         return [*map(model_of, trees), *map(model_of, datasets)]
 
 
@@ -121,12 +128,10 @@ def gathered(contents: Mapping[str, Any]) -> Evidence:
         if schema not in kinds:
             raise InputError(
                 f"claims got {name!r}, which is of no kind that claims are judged by; give files of measure, "
-                "importance, sweep or tasks"
+                "importance, sweep, tasks or claims --model"
             )
         kinds[schema][name] = each
-    evidence = Evidence(
-        kinds[SCHEMA], *(tuple(kinds[name].values()) for name in (IMPORTANCE, VALIDATION.name, SWEEP.name, TASKS.name))
-    )
+    evidence = Evidence(kinds[SCHEMA], *(tuple(kinds[name].values()) for name in _KINDS[1:]))
     _check_one_model(evidence, contents)
     return evidence
 
@@ -137,7 +142,7 @@ def model_of(each: xr.DataTree | xr.Dataset) -> Mapping[str, Any]:
     return found
 
 
-_KINDS = (SCHEMA, IMPORTANCE, VALIDATION.name, SWEEP.name, TASKS.name)
+_KINDS = (SCHEMA, IMPORTANCE, VALIDATION.name, SWEEP.name, TASKS.name, BEHAVIOUR.name)
 
 
 def _same_weights(first: Any, other: Any) -> bool:

@@ -6,9 +6,9 @@ import json
 import math
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ropescope.base.errors import InputError, did_you_mean
 from ropescope.base.files import named
@@ -17,6 +17,12 @@ from ropescope.evaluation.claims.evidence import gathered
 from ropescope.evaluation.claims.findings import CANNOT, HOLDS, VERDICTS, Claim, Finding, Test, written
 from ropescope.evaluation.claims.table import CLAIMS
 from ropescope.evaluation.opening import load
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+    from transformers import PreTrainedModel
+
+    from ropescope.base.axes import TokenIds
 
 FORMATS = ("text", "markdown", "json")
 Format = Literal["text", "markdown", "json"]
@@ -152,7 +158,18 @@ class Verdicts:
         return preformatted(self)
 
 
-def claims(contents: Mapping[str, Any] | Sequence[str | Path] | str | Path, *, only: Iterable[str] = ()) -> Verdicts:
+def claims(
+    contents: Mapping[str, Any] | Sequence[str | Path] | str | Path,
+    *,
+    only: Iterable[str] = (),
+    model: PreTrainedModel | None = None,
+    windows: TokenIds | None = None,
+    context: int | None = None,
+    path: str | Path | None = None,
+    overwrite: bool = False,
+    group: ProcessGroup | None = None,
+    progress: bool = False,
+) -> Verdicts:
     """Test what has been said of rotary pairs by what was measured of a model.
 
     Parameters
@@ -163,6 +180,17 @@ def claims(contents: Mapping[str, Any] | Sequence[str | Path] | str | Path, *, o
         and may be of other models.
     only
         Keys of the claims to test; none is all of them.
+    model, windows
+        The model that is judged and token ids, (sequence, position), five windows or more of at least 64 tokens: what
+        it attends to is looked at, and it is run without some pairs, for the claims on what pairs do. None tests only
+        by what was measured already.
+    context
+        Tokens that the model was trained on at once; None is what its configuration says.
+    path, overwrite
+        NetCDF file for what is looked at, resumed and kept as :func:`ropescope.sweep` does; it can stand among the
+        contents another time.
+    group, progress
+        As in :func:`ropescope.sweep`.
 
     Returns
     -------
@@ -173,7 +201,8 @@ def claims(contents: Mapping[str, Any] | Sequence[str | Path] | str | Path, *, o
     Raises
     ------
     InputError
-        There is nothing, something of no known kind or of another model than the first measurement, or an unknown key.
+        There is nothing, something of no known kind or of another model than the first measurement, an unknown key,
+        or a model without a measurement or windows.
     ResultError
         A file cannot be read.
 
@@ -189,6 +218,14 @@ def claims(contents: Mapping[str, Any] | Sequence[str | Path] | str | Path, *, o
     given = contents if isinstance(contents, Mapping) else named([Path(each) for each in contents])
     loaded = {name: load(each) if isinstance(each, str | Path) else each for name, each in given.items()}
     evidence = gathered(loaded)
+    if model is not None:
+        if windows is None or evidence.measured is None:
+            raise InputError("got a model to look at; give windows, and a measurement of it among the contents")
+        from ropescope.evaluation.claims.behaviour import behaviour
+
+        kept = {"path": path, "overwrite": overwrite, "group": group, "progress": progress}
+        look = behaviour(model, windows, evidence.measured, context=context, **kept)  # type: ignore[arg-type]
+        evidence = replace(evidence, looks=(look,))
     return Verdicts(evidence.model, tuple((claim, claim.judge(evidence)) for claim in chosen))
 
 

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from ropescope.evaluation.claims import observations, robustness, turned_down
+from ropescope.evaluation.claims import acting, field, observations, robustness, turned_down
 from ropescope.evaluation.claims.findings import Claim
-from ropescope.evaluation.claims.sources import FREQUENCY_ENTROPY
+from ropescope.evaluation.claims.sources import (
+    FREQUENCY_AWARE,
+    FREQUENCY_BANDS,
+    FREQUENCY_ENTROPY,
+    MASSIVE_VALUES,
+    OFFSET_FEATURES,
+    ROUND_AND_ROUND,
+)
 
 CLAIMS = (
     Claim(
@@ -134,5 +141,77 @@ CLAIMS = (
         "section 5",
         "a measurement",
         robustness.neither_fast_nor_slow,
+    ),
+    Claim(
+        "fast-pairs-make-positional-heads",
+        "Heads that attend by position, to the token before or along a diagonal, use the fast pairs.",
+        ROUND_AND_ROUND,
+        "abstract",
+        "a measurement and a look at the model",
+        acting.fast_pairs_make_positional_heads,
+    ),
+    Claim(
+        "slow-pairs-are-loud",
+        "Models prefer the slow pairs: these hold more of the norm of queries and keys.",
+        ROUND_AND_ROUND,
+        "abstract",
+        "a measurement",
+        field.slow_pairs_are_loud,
+    ),
+    Claim(
+        "slow-pairs-carry-content",
+        "The slowest pairs carry content: they are worth more than their rotation, which the model hardly needs.",
+        ROUND_AND_ROUND,
+        "abstract",
+        "a look at the model",
+        acting.slow_pairs_carry_content,
+    ),
+    Claim(
+        "band-sits-where-the-context-ends",
+        "The loudest pair of a head lies where base and training length put it, at (d/2) log_base(L / 3.66).",
+        FREQUENCY_BANDS,
+        "abstract, in the form tested here",
+        "a measurement of a model whose configuration names its context",
+        field.band_sits_where_the_context_ends,
+    ),
+    Claim(
+        "pairs-past-the-band-need-no-rotation",
+        "Pairs slower than the band can lose their rotation with little effect.",
+        FREQUENCY_BANDS,
+        "abstract",
+        "a look at the model",
+        acting.pairs_past_the_band_need_no_rotation,
+    ),
+    Claim(
+        "loud-keys-turn-less-than-once",
+        "The largest values of keys lie in pairs that do not complete a turn within the context.",
+        OFFSET_FEATURES,
+        "abstract of version 1",
+        "a measurement of a model whose configuration names its context",
+        field.loud_keys_turn_less_than_once,
+    ),
+    Claim(
+        "few-pairs-choose-tokens",
+        "A small part of a head's pairs chooses nearly the tokens that the whole head chooses.",
+        FREQUENCY_AWARE,
+        "abstract",
+        "a look at the model",
+        acting.few_pairs_choose_tokens,
+    ),
+    Claim(
+        "few-pairs-hold-importance",
+        "A small part of the pairs holds most of what the model's output feels.",
+        FREQUENCY_AWARE,
+        "abstract, by Fisher information instead of chosen tokens",
+        "importance",
+        field.few_pairs_hold_importance,
+    ),
+    Claim(
+        "loud-pairs-serve-the-context",
+        "The pairs of largest values matter more for text in the context than for what the model knows.",
+        MASSIVE_VALUES,
+        "abstract, by a passage read twice instead of tasks",
+        "a look at the model",
+        acting.loud_pairs_serve_the_context,
     ),
 )
