@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from ropescope.model.access import undisturbed, vocabulary_size
 from ropescope.model.card import RotaryCard
 from ropescope.model.lm_head import logits_of, positions_at_once
 from ropescope.model.partial_forward import Recorded, recorded
+from ropescope.run.batching import fitted
 from ropescope.run.engine import Cell, one_by_one
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 SCALE, ROTATION = "scale", "rotation"
 KINDS = (SCALE, ROTATION)
+# Logits compared at once: on a CPU what its cache holds.
+_COMPARED = {"cpu": 2**20, "accelerator": 2**26}
 
 
 @dataclass(slots=True)
@@ -61,8 +64,11 @@ class Ablation:
 
     def computed(self, names: Sequence[str], steps: Any) -> Iterator[tuple[str, Cell]]:
         where = self.cells()
-        compute = one_by_one(lambda name: self._cell(*where[name]), lambda name: f"window {where[name][0]}")
+        compute = one_by_one(lambda name: self._fitted(*where[name]), lambda name: f"window {where[name][0]}")
         yield from compute(names, steps)  # type: ignore[misc]
+
+    def _fitted(self, window: int, row: int) -> dict[str, np.ndarray]:
+        return fitted(lambda: self._cell(window, row), "a window and all its logits")
 
     def _cell(self, window: int, row: int) -> dict[str, np.ndarray]:
         """(kind, pair, KL or change of NLL)."""
@@ -106,40 +112,51 @@ class Ablation:
 
 @dataclass(frozen=True, slots=True)
 class _Unchanged:
-    """A window as the model stands: what its layers gave, and all log-probabilities, (position, vocabulary)."""
+    """A window as the model stands: what its layers gave, and all its logits, (position, vocabulary)."""
 
     ran: Recorded
-    likelihood: list[Tensor] = field(default_factory=list)
+    logits: list[Tensor]
 
     @classmethod
     def of(cls, model: PreTrainedModel, window: TokenIds) -> _Unchanged:
         ran = recorded(model, window)
-        return cls(ran, [part.clone() for part, _ in _log_probabilities(ran, ran.output.last_hidden_state)])
+        return cls(ran, [part.clone() for part, _ in _logits(ran, ran.output.last_hidden_state)])
 
     def against(self, layer: int, handler: Handler) -> tuple[float, float]:
         """KL divergence of what the model gives with a handler, and the change of the loss, nats per token."""
         hidden = self.ran.hidden_states(layer, handler)
-        divergence = change = 0.0
-        for ours, (theirs, targets) in zip(self.likelihood, _log_probabilities(self.ran, hidden), strict=True):
-            divergence += float(_divergence(ours, theirs).double().sum())
-            change += float((ours - theirs).gather(-1, targets[:, None]).double().sum())
-        scored = hidden.shape[1] - 1
-        return divergence / scored, change / scored
+        found = []
+        for ours, (theirs, targets) in zip(self.logits, _logits(self.ran, hidden), strict=True):
+            parts = (values.split(_rows(ours)) for values in (ours, theirs, targets))
+            found += [lost(*part) for part in zip(*parts, strict=True)]
+        divergence, change = torch.cat(found, 1).double().mean(1).tolist()
+        return divergence, change
 
 
-def _divergence(ours: Tensor, theirs: Tensor) -> Tensor:
-    """KL divergence at each position.
+def lost(ours: Tensor, theirs: Tensor, targets: Tensor) -> Tensor:
+    """KL divergence and change of the loss at each position, (2, position); `theirs` is written over.
 
-    With d the difference of log-probabilities, p (exp(-d) - 1 + d) sums to the same as p d, and its terms are not
-    negative: the first order, which only rounding keeps from summing to 0, is not in it.
+    With x the difference of logits less its mean under p, the divergence is ln(1 + sum of p (exp(x) - 1 - x)): no
+    normaliser is in it, and no first order, which only rounding would keep from 0.
     """
-    difference = (ours - theirs).clamp_min(-80.0)
-    terms = torch.expm1(-difference).add_(difference).mul_(ours.exp())
-    return terms.masked_fill_(ours == -torch.inf, 0.0).sum(-1)
+    probability = ours.softmax(-1)
+    impossible = ours == -torch.inf if probability.amin() == 0 else None
+    difference = theirs.sub_(ours)
+    if impossible is not None:
+        difference.masked_fill_(impossible, 0.0)
+    difference -= torch.linalg.vecdot(probability, difference)[:, None]
+    own = difference.gather(-1, targets[:, None])[:, 0]
+    curved = torch.expm1(difference).sub_(difference)
+    divergence = torch.linalg.vecdot(probability, curved).log1p()
+    return torch.stack((divergence, divergence - own))
 
 
-def _log_probabilities(ran: Recorded, hidden: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Log-probabilities of a few positions at a time, and the tokens that come next."""
+def _rows(logits: Tensor) -> int:
+    return max(1, _COMPARED["cpu" if logits.device.type == "cpu" else "accelerator"] // logits.shape[-1])
+
+
+def _logits(ran: Recorded, hidden: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Logits of a few positions at a time, in float32 at least, and the tokens that come next."""
     scored = hidden.shape[1] - 1
     size = positions_at_once(hidden, vocabulary_size(ran.model), scored)
     for start in range(0, scored, size):
@@ -147,4 +164,4 @@ def _log_probabilities(ran: Recorded, hidden: Tensor) -> Iterator[tuple[Tensor, 
         with undisturbed(ran.model):
             logits = logits_of(ran.model, ran.output, hidden[0, part], ran.ids[0, part])
             targets = ran.ids[0, part.start + 1 : part.stop + 1].to(logits.device)
-            yield logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1), targets
+            yield logits.to(torch.promote_types(logits.dtype, torch.float32)), targets

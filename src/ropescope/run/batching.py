@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -15,6 +16,8 @@ from ropescope.run.workers import Lockstep, Workers
 
 # A CPU gains nothing from more windows at once, and refuses no memory: the system ends the process instead.
 _FIRST_TRY = {"cpu": 1, "accelerator": 32}
+
+_SMALLER = "smaller batches (batch_size), "
 
 Found = TypeVar("Found")
 
@@ -65,7 +68,7 @@ class Batches:
         """
         if self.size != AUTO:
             for unit in units:
-                yield list(unit), _fitted(step, list(unit), f"a batch of {len(unit)} windows")
+                yield list(unit), fitted(partial(step, list(unit)), f"a batch of {len(unit)} windows", _SMALLER)
             return
         left = [window for unit in units for window in unit]
         while left:
@@ -78,8 +81,8 @@ class Batches:
         while True:
             batch = list(left[:size])
             if len(batch) == 1:
-                found = _fitted(step, batch, "one window")
-            elif (attempt := _attempted(step, batch)) is None:
+                found = fitted(partial(step, batch), "one window", _SMALLER)
+            elif (attempt := _attempted(partial(step, batch))) is None:
                 size = len(batch) // 2
                 continue
             else:
@@ -104,20 +107,27 @@ def batches_of(batch_size: BatchSize, device: str, workers: Workers) -> Batches:
     return Batches(batch_size, device)
 
 
-def _fitted(step: Callable[[list[int]], Found], batch: list[int], what: str) -> Found:
-    attempt = _attempted(step, batch)
+def fitted(step: Callable[[], Found], what: str, remedy: str = "") -> Found:
+    """What a step gives that needs memory.
+
+    Raises
+    ------
+    ModelError
+        If the memory does not suffice for `what`; says the remedy first.
+    """
+    attempt = _attempted(step)
     if attempt is None:
         raise ModelError(
-            f"the memory does not suffice for {what} (batch_size); use smaller batches, shorter windows, a smaller "
-            "dtype, or spread the model (device_map, tensor parallelism)"
+            f"the memory does not suffice for {what}; use {remedy}shorter windows, a smaller dtype, or spread the "
+            "model (device_map, tensor parallelism)"
         )
     return attempt[0]
 
 
-def _attempted(step: Callable[[list[int]], Found], batch: list[int]) -> tuple[Found] | None:
+def _attempted(step: Callable[[], Found]) -> tuple[Found] | None:
     """What the step gives; None if the memory does not suffice, all that it took being free again."""
     try:
-        return (step(batch),)
+        return (step(),)
     except (RuntimeError, MemoryError) as error:
         if not _out_of_memory(error):
             raise

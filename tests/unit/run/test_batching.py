@@ -70,7 +70,7 @@ def test_on_the_cpu_each_window_is_a_batch() -> None:
 @pytest.mark.parametrize(("size", "what"), [("auto", "one window"), (4, "a batch of 4 windows")])
 def test_what_does_not_fit_at_all_is_said(size: Any, what: str) -> None:
     with pytest.raises(
-        ModelError, match=rf"the memory does not suffice for {what} \(batch_size\); use smaller batches"
+        ModelError, match=rf"the memory does not suffice for {what}; use smaller batches \(batch_size\), shorter"
     ):
         run(Batches(size, "cuda"), 9, holding(0, []))
 
