@@ -13,7 +13,7 @@ from torch import Tensor
 
 import ropescope as rs
 from architectures import ARCHITECTURES, LLAMA, SMOLLM3, Architecture, state_of, tokens
-from ropescope.base.errors import InputError
+from ropescope.base.errors import InputError, ModelError, NonFiniteError
 from ropescope.base.statistics import bootstrapped, rank_correlation
 from ropescope.evaluation import ablation
 from ropescope.evaluation.importance_validation import in_words, sampled, validate_importance
@@ -98,6 +98,28 @@ def pair_mask(layer: int, head: int, pair: int) -> PairMask:
     return none.replaced(none.query, key, "one pair")
 
 
+@pytest.mark.parametrize("size", [1e-5, 1e-2, 1.0, 10.0])
+def test_losses_of_logits_are_those_of_float64_however_small(size: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    ours = 4 * torch.randn(20, 500, generator=generator)
+    theirs = ours + size * torch.randn(20, 500, generator=generator) + 0.1
+    targets = torch.arange(20)
+    before, after = (logits.double().log_softmax(-1) for logits in (ours, theirs))
+    kl, nll = ablation.lost(ours, theirs.clone(), targets)
+    torch.testing.assert_close(kl.double(), (before.exp() * (before - after)).sum(-1), rtol=1e-3, atol=1e-12)
+    change = (before - after).gather(-1, targets[:, None])[:, 0]
+    torch.testing.assert_close(nll.double(), change, rtol=1e-3, atol=1e-6)
+
+
+def test_tokens_that_a_model_never_gives_cost_nothing_and_one_that_it_no_longer_gives_everything() -> None:
+    ours, targets = torch.tensor([[0.0, 1.0, 2.0, -torch.inf]]), torch.tensor([1])
+    theirs = torch.tensor([[0.5, 1.0, 1.5, -torch.inf]])
+    kl, nll = ablation.lost(ours[:, :3], theirs[:, :3].clone(), targets)
+    assert torch.equal(ablation.lost(ours, theirs.clone(), targets), torch.stack((kl, nll))) and kl > 0
+    theirs[0, 0] = -torch.inf
+    assert not ablation.lost(ours, theirs, targets).isfinite().all()
+
+
 def test_importance_foretells_what_random_weights_lose(check: xr.Dataset) -> None:
     scale = check.sel(kind="scale")
     value, low, high = scale.kl_correlation.values
@@ -160,6 +182,34 @@ def test_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, w
     assert kept >= 1 and len(calls) < 7 + 24
     xr.testing.assert_identical(found, validate_importance(LLAMA.shared(), WINDOWS, worth, 6))
     xr.testing.assert_identical(rs.load(path), found)
+
+
+@pytest.mark.parametrize(
+    ("error", "raised", "text"),
+    [
+        (torch.OutOfMemoryError("out of memory"), ModelError, "the memory does not suffice for a window and all its"),
+        (None, NonFiniteError, r"without key pair \d of layer \d, head \d the model gives tokens no finite prob"),
+    ],
+)
+def test_what_ends_a_validation_is_said_in_one_line_and_loses_nothing(
+    error: Any, raised: Any, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, worth: xr.DataTree
+) -> None:
+    own, calls, path = ablation._Unchanged.against, [], tmp_path / "check.nc"
+
+    def failing(*given: Any) -> Any:
+        calls.append(1)
+        if len(calls) < 5:
+            return own(*given)
+        if error is None:
+            return np.nan, 0.0
+        raise error
+
+    with monkeypatch.context() as patch, pytest.raises(raised, match=text):
+        patch.setattr(ablation._Unchanged, "against", failing)
+        validate_importance(LLAMA.shared(), WINDOWS, worth, 6, rotation=False, path=path)
+    assert list((tmp_path / "check.nc.partial").glob("*.safetensors"))
+    found = validate_importance(LLAMA.shared(), WINDOWS, worth, 6, rotation=False, path=path)
+    xr.testing.assert_identical(found, validate_importance(LLAMA.shared(), WINDOWS, worth, 6, rotation=False))
 
 
 @pytest.mark.parametrize(
