@@ -12,11 +12,13 @@ import xarray as xr
 
 from architectures import LLAMA, LLAMA4, QWEN3, Architecture, tokens
 from ropescope.base.errors import ModelError
+from ropescope.evaluation.importance_validation import validate_importance
 from ropescope.evaluation.perplexity import perplexity
 from ropescope.interventions.baking import bake
 from ropescope.interventions.derotation import derotated
 from ropescope.interventions.selection import select
 from ropescope.interventions.weighting import weighted_rope
+from ropescope.measurement.importance import importance
 from ropescope.measurement.measure import measure
 from ropescope.model.identity import model_provenance
 from ropescope.model.loading import load_model
@@ -88,6 +90,13 @@ def test_wherever_the_layers_are_all_is_the_same(placement: str, folder: Path, w
             with context(each):
                 nats.append(perplexity(each, WINDOWS).window_nats)
         np.testing.assert_array_equal(*nats)
+    short, worth = WINDOWS[:1, :24], []
+    for each in (model, whole):
+        worth.append(importance(each, short, draws=1, checkpointing=True))
+    for stream in ("query", "key"):
+        xr.testing.assert_identical(*(found[stream].to_dataset() for found in worth))
+    lost = (validate_importance(each, short, worth[0], 3).kl for each in (model, whole))
+    xr.testing.assert_identical(*lost)
     assert {name: vars(module).get("forward") for name, module in model.named_modules()} == hooks
 
 

@@ -17,6 +17,7 @@ from ropescope.interventions.baking import bake
 from ropescope.interventions.derotation import derotated
 from ropescope.interventions.selection import select
 from ropescope.interventions.weighting import weighted_rope
+from ropescope.measurement.importance import importance
 from ropescope.measurement.measure import measure
 from ropescope.model.fingerprint import fingerprint
 
@@ -106,6 +107,14 @@ def test_a_quantised_model_is_measured_and_weighted_as_it_runs(kind: str) -> Non
             with context(model, mask.for_any_model()):
                 nats.append(perplexity(model, WINDOWS).window_nats)
         np.testing.assert_allclose(*nats, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_quantised_model_is_worth_what_a_plain_one_of_its_weights_is(kind: str) -> None:
+    quantised, (_, plain) = MODELS[kind](), quantised_modules()
+    worth, expected = (importance(model, WINDOWS[:, :24]) for model in (quantised, plain))
+    for stream in ("query", "key"):
+        xr.testing.assert_allclose(worth[stream].to_dataset(), expected[stream].to_dataset(), rtol=1e-3, atol=1e-7)
 
 
 @pytest.mark.parametrize(
