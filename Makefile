@@ -61,6 +61,7 @@ docs: .venv/docs
 bench: setup
 	$(BIN)/python benchmarks/measure.py
 	$(BIN)/python benchmarks/sweep.py
+	$(BIN)/python benchmarks/importance.py
 	$(BIN)/python benchmarks/scale.py
 	$(BIN)/python benchmarks/thin_keys.py
 

@@ -1,0 +1,120 @@
+"""What importance costs over the bare forward pass with its head: medians of ratios within one run.
+
+    python benchmarks/importance.py                   SmolLM2 on the CPU, 1024 tokens
+    python benchmarks/importance.py --device cuda     Llama-3-8B shape, random weights, bfloat16, 4096 tokens
+
+Rows: time of the first draw (the forward pass, the text's own gradient and one draw) and of each draw more over the
+bare forward; extra peak memory over that of the decoder alone; each with and without checkpointing. A layer's
+activations are what a pass without checkpointing keeps, over the number of layers.
+
+Last, what one window of 4096 tokens of a model of Llama-3-8B's shape needs in bfloat16 with checkpointing and two
+draws, worked out. With N tokens of D hidden and M intermediate values, L layers and V tokens in the vocabulary, 2 bytes
+a value: weights; L N D for what enters each layer; at most N (32 D + 6 M) for the one layer that is run again (what
+autograd keeps of it, and the gradients on their way); 3 N D for the gradients at the last hidden states; and at most
+six arrays of 2^26 logits in float32, V of each position.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+
+import ropescope as rs
+from common import DEVICES, describe, load, peak_mb, print_peak, random_windows, seconds
+
+LENGTHS = {"cpu": 1024, "cuda": 4096}
+PARAMETERS, LAYERS, HIDDEN, INTERMEDIATE, TOKENS, DRAWS = 8.03e9, 32, 4096, 14336, 4096, 2
+LOGITS, BYTES = 6 * 4 * 2**26, 2
+
+
+def forward(model: Any, windows: torch.Tensor) -> None:
+    with torch.no_grad():
+        for window in windows.to(model.device).split(1):
+            model(window, use_cache=False)
+
+
+def decoder(model: Any, windows: torch.Tensor) -> None:
+    with torch.no_grad():
+        for window in windows.to(model.device).split(1):
+            model.get_decoder()(input_ids=window, use_cache=False)
+
+
+TASKS: dict[str, Callable[[Any, torch.Tensor], object]] = {
+    "forward": forward,
+    "decoder": decoder,
+    "plain": partial(rs.importance, draws=1),
+    "checkpointing": partial(rs.importance, draws=1, checkpointing=True),
+    "plain-2": partial(rs.importance, draws=2),
+    "checkpointing-2": partial(rs.importance, draws=2, checkpointing=True),
+}
+WAYS = ("plain", "checkpointing")
+
+
+def compare_times(device: str, length: int, rounds: int) -> int:
+    """Print the ratios; how many layers the model has."""
+    model = load(device)
+    windows = random_windows(model, 1, length)
+    for task in ("forward", *WAYS):
+        TASKS[task](model, windows[:, :64])
+    timed = {name: partial(task, model, windows) for name, task in TASKS.items() if name != "decoder"}
+    times = [{name: seconds(task) for name, task in timed.items()} for _ in range(rounds)]
+    bare = statistics.median(each["forward"] for each in times)
+    print(f"\n{length} tokens, {rounds} rounds; bare forward with head {bare:.2f} s")
+    print(f"{'time over the bare forward':<32}{'median':>9}{'lowest':>9}{'highest':>9}")
+    for way in WAYS:
+        first = sorted(each[way] / each["forward"] for each in times)
+        more = sorted((each[f"{way}-2"] - each[way]) / each["forward"] for each in times)
+        for name, ratios in ((f"{way}, one draw", first), (f"{way}, each draw more", more)):
+            print(f"{name:<32}{statistics.median(ratios):>9.2f}{ratios[0]:>9.2f}{ratios[-1]:>9.2f}")
+    return int(model.config.num_hidden_layers)
+
+
+def compare_memory(device: str, length: int, layers: int) -> None:
+    base = peak_mb(__file__, device, "decoder", 1, length)
+    extra = {way: peak_mb(__file__, device, way, 1, length) - base for way in WAYS}
+    four = peak_mb(__file__, device, "checkpointing", 4, length) - peak_mb(__file__, device, "decoder", 4, length)
+    plain, again = (extra[way] for way in WAYS)
+    print(f"\nextra peak memory: plain {plain:.0f} MB, checkpointing {again:.0f} MB, of four windows {four:.0f} MB")
+    print(f"activations of two layers: {2 * plain / layers:.0f} MB")
+
+
+def needs() -> dict[str, float]:
+    """Bytes that a window of a model of Llama-3-8B's shape needs with checkpointing, worked out."""
+    return {
+        "weights": PARAMETERS * BYTES,
+        "layers' inputs": LAYERS * TOKENS * HIDDEN * BYTES,
+        "one layer again": TOKENS * (32 * HIDDEN + 6 * INTERMEDIATE) * BYTES,
+        "gradients at the end": (1 + DRAWS) * TOKENS * HIDDEN * BYTES,
+        "logits": LOGITS,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu", choices=DEVICES)
+    parser.add_argument("--length", type=int, help="tokens in a window (cpu: 1024; cuda: 4096)")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--peak-of", nargs=3, metavar=("TASK", "COUNT", "LENGTH"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.peak_of:
+        model = load(options.device)
+        task, count, length = options.peak_of[0], *map(int, options.peak_of[1:])
+        windows = random_windows(model, count, length)
+        print_peak(options.device, lambda: decoder(model, windows[:1]), lambda: TASKS[task](model, windows))
+        return
+    print(describe(options.device))
+    length = options.length or LENGTHS[options.device]
+    layers = compare_times(options.device, length, options.rounds)
+    compare_memory(options.device, length, layers)
+    parts = needs()
+    told = ", ".join(f"{name} {size / 1e9:.1f}" for name, size in parts.items())
+    print(f"\nLlama-3-8B shape, {TOKENS} tokens, worked out, GB: {told}; together {sum(parts.values()) / 1e9:.1f}")
+
+
+if __name__ == "__main__":
+    main()
