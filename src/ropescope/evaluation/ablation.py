@@ -33,6 +33,8 @@ SCALE, ROTATION = "scale", "rotation"
 KINDS = (SCALE, ROTATION)
 # Logits compared at once: on a CPU what its cache holds.
 _COMPARED = {"cpu": 2**20, "accelerator": 2**26}
+# What the exponential of, in float32, is not yet infinite.
+_LARGEST = 80.0
 
 
 @dataclass(slots=True)
@@ -47,7 +49,7 @@ class Ablation:
     sample: list[tuple[int, int, int]]
     kinds: Sequence[str]
     _window: int = -1
-    _unchanged: _Unchanged | None = None
+    _unchanged: Unchanged | None = None
 
     def rows(self) -> dict[int, list[int]]:
         """Which of the sampled pairs are in each layer, by its row."""
@@ -74,7 +76,7 @@ class Ablation:
         """(kind, pair, KL or change of NLL)."""
         if self._window != window or self._unchanged is None:
             self._unchanged = None
-            self._unchanged, self._window = _Unchanged.of(self.model, self.windows[[window]]), window
+            self._unchanged, self._window = Unchanged.of(self.model, self.windows[[window]]), window
         found = np.full((len(KINDS), len(self.rows()[row]), 2), np.nan)
         for kind, of_kind in zip(KINDS, found, strict=True):
             for place, values in zip(self.rows()[row], of_kind, strict=True):
@@ -111,14 +113,14 @@ class Ablation:
 
 
 @dataclass(frozen=True, slots=True)
-class _Unchanged:
+class Unchanged:
     """A window as the model stands: what its layers gave, and all its logits, (position, vocabulary)."""
 
     ran: Recorded
     logits: list[Tensor]
 
     @classmethod
-    def of(cls, model: PreTrainedModel, window: TokenIds) -> _Unchanged:
+    def of(cls, model: PreTrainedModel, window: TokenIds) -> Unchanged:
         ran = recorded(model, window)
         return cls(ran, [part.clone() for part, _ in _logits(ran, ran.output.last_hidden_state)])
 
@@ -136,18 +138,21 @@ class _Unchanged:
 def lost(ours: Tensor, theirs: Tensor, targets: Tensor) -> Tensor:
     """KL divergence and change of the loss at each position, (2, position); `theirs` is written over.
 
-    With x the difference of logits less its mean under p, the divergence is ln(1 + sum of p (exp(x) - 1 - x)): no
-    normaliser is in it, and no first order, which only rounding would keep from 0.
+    With x the difference of logits less its mean under p, the divergence is ln(sum of p exp(x)), without a
+    normaliser.
     """
     probability = ours.softmax(-1)
-    impossible = ours == -torch.inf if probability.amin() == 0 else None
     difference = theirs.sub_(ours)
-    if impossible is not None:
-        difference.masked_fill_(impossible, 0.0)
+    if probability.amin() == 0:
+        difference.masked_fill_(ours == -torch.inf, 0.0)
     difference -= torch.linalg.vecdot(probability, difference)[:, None]
     own = difference.gather(-1, targets[:, None])[:, 0]
-    curved = torch.expm1(difference).sub_(difference)
-    divergence = torch.linalg.vecdot(probability, curved).log1p()
+    if difference.amax() > _LARGEST:
+        divergence = ours.log_softmax(-1).add_(difference).logsumexp(-1)
+    else:
+        # No first order either, which only rounding would keep from summing to 0.
+        curved = torch.expm1(difference).sub_(difference)
+        divergence = torch.linalg.vecdot(probability, curved).log1p()
     return torch.stack((divergence, divergence - own))
 
 

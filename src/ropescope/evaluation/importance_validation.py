@@ -255,7 +255,8 @@ def _sentence(data: xr.Dataset, kind: str, stream: str) -> str:
     small = taken & (data["predicted_kl"] <= SMALL)
     if small.sum() < taken.sum():
         found = (
-            f"{found[:-1]}, {small_ratio} over the {int(small.sum())} predicted to cost at most {SMALL:g} nats a token."
+            f"{found[:-1]}, and {small_ratio} over the {int(small.sum())} predicted to cost at most {SMALL:g} nats a "
+            "token."
         )
     if float(data["kl_correlation"].sel({ESTIMATE: "value"})) >= LEAST:
         return found
