@@ -165,13 +165,12 @@ def test_a_result_in_use_is_not_replaced_even_where_that_is_allowed(saved, tmp_p
 
 def test_a_sweep_that_cannot_be_read_now_is_not_replaced(tmp_path, monkeypatch):
     from ropescope.base.facts import finished
-    from ropescope.evaluation.sweep.sweeping import _recorded
 
     data = small_sweep()
     SWEEP.save(data, tmp_path / "sweep.nc")
     monkeypatch.setattr(xr, "open_dataset", lambda *_, **__: (_ for _ in ()).throw(OSError(5, "Input/output error")))
     with pytest.raises(UnreadableError, match="Input/output error; see to that first; it is left as it is"):
-        finished(tmp_path / "sweep.nc", {}, lambda path: _recorded(SWEEP.load(path)), overwrite=True)
+        finished(tmp_path / "sweep.nc", {}, lambda path: SWEEP.provenance(SWEEP.load(path)), overwrite=True)
 
 
 def test_a_journal_that_cannot_be_read_now_is_not_called_another_runs(tmp_path, monkeypatch):

@@ -72,7 +72,9 @@ def test_it_inspects_and_measures(python: Path, tmp_path: Path) -> None:
     (package,) = python.parents[1].glob("lib/*/site-packages/ropescope")
     assert (package / "py.typed").is_file() and not package.is_symlink()
     inspected = run(python, "inspect", "tiny", cwd=tmp_path)
-    assert (inspected.returncode, inspected.stderr) == (0, "") and "half-split" in inspected.stdout
+    # A slow machine is told, every half minute, that loading goes on.
+    complaints = [line for line in inspected.stderr.splitlines() if not line.startswith("loading ")]
+    assert (inspected.returncode, complaints) == (0, []) and "half-split" in inspected.stdout
     frames = ("--length", "96", "--count", "2", "--frame-length", "32", "--hop-length", "16")
     measured = run(python, "measure", "tiny", "--corpus", "text.txt", *frames, "--output", "m.nc", cwd=tmp_path)
     assert measured.returncode == 0, measured.stderr

@@ -201,7 +201,8 @@ def test_a_process_that_is_killed_ends_the_run_and_loses_nothing(measuring: list
     workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     subprocess.run(["kill", f"-{int(signal.SIGKILL)}", workers[-1]], check=True)
     _, errors = process.communicate(timeout=TIMEOUT)
-    told = [line for line in errors.splitlines() if line.startswith("ropescope: ")]
+    # On a busy machine the processes also tell that they wait for each other.
+    told = [line for line in errors.splitlines() if line.startswith("ropescope: ") and " waits for " not in line]
     assert process.returncode != 0
     assert len(told) == 1 and told[0].endswith("what is finished is kept: give the same command again to go on")
     kept = {entry.name: entry.stat().st_mtime_ns for entry in journal.glob("windows-*")}

@@ -8,9 +8,9 @@ from ropescope.base.errors import MissingExtraError
 
 # The packages that each extra of the distribution brings, by the names they are imported by.
 EXTRAS = {
-    "figures": ("matplotlib", "scipy"),
-    "report": ("jinja2", "bokeh", "matplotlib", "scipy"),
-    "tasks": ("lm_eval", "scipy", "accelerate"),
+    "figures": ("matplotlib",),
+    "report": ("jinja2", "bokeh", "matplotlib"),
+    "tasks": ("lm_eval", "accelerate"),
     "gguf": ("gguf", "accelerate"),
     "hub": ("datasets",),
 }

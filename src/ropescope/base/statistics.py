@@ -11,12 +11,14 @@ ESTIMATES = ("value", "low", "high")
 DRAWS = 10_000
 # Ends of a central 95 % interval.
 TAILS = (0.025, 0.975)
-_LEAST_UNITS = 3
+# Fewer windows, documents or pairs say too little of others like them for an interval; of layers a model has no more.
+LEAST_WINDOWS = 5
+_LEAST_LAYERS = 3
 # Multiplicities held at once.
 _BLOCK = 2**22
 
 
-def jackknife(statistic: Callable[..., np.ndarray], *arrays: np.ndarray) -> np.ndarray:
+def jackknife(statistic: Callable[..., np.ndarray], *arrays: np.ndarray, least: int = _LEAST_LAYERS) -> np.ndarray:
     r"""A statistic with its 95 % jackknife interval over the first axis, which leaves no unit twice in a sample.
 
     .. math:: \hat\theta \pm t_{n-1} \sqrt{\tfrac{n-1}{n} \sum_i (\hat\theta_{(i)} - \bar\theta_{(\cdot)})^2}
@@ -29,11 +31,13 @@ def jackknife(statistic: Callable[..., np.ndarray], *arrays: np.ndarray) -> np.n
         Takes the arrays, gives an array of any shape.
     arrays
         Of one length n along the first axis.
+    least
+        Units that an interval needs, at least 2.
 
     Returns
     -------
     array (..., estimate)
-        Value, low and high; the ends are NaN with fewer than three units.
+        Value, low and high; the ends are NaN with fewer than `least` units.
 
     References
     ----------
@@ -41,18 +45,45 @@ def jackknife(statistic: Callable[..., np.ndarray], *arrays: np.ndarray) -> np.n
 
     Examples
     --------
-    >>> jackknife(np.mean, np.array([1.0, 2.0, 3.0])).round(2).tolist()
-    [2.0, -0.48, 4.48]
+    >>> jackknife(np.mean, np.array([1.0, 2.0, 3.0, 4.0, 5.0])).round(2).tolist()
+    [3.0, 1.04, 4.96]
     """
     from scipy.stats import t as student
 
     value = np.asarray(statistic(*arrays), dtype=np.float64)
     count = len(arrays[0])
-    if count < _LEAST_UNITS:
+    if count < least:
         return np.stack((value, np.full_like(value, np.nan), np.full_like(value, np.nan)), axis=-1)
     others = np.stack([statistic(*(np.delete(array, unit, axis=0) for array in arrays)) for unit in range(count)])
     margin = student.ppf(TAILS[1], count - 1) * np.sqrt((count - 1) * others.var(axis=0))
     return np.stack((value, value - margin, value + margin), axis=-1)
+
+
+def nats_difference(first: np.ndarray, second: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    r"""Nats per token of one model less those of another on the same windows: the log ratio of their perplexities.
+
+    .. math:: \frac{\sum_w (a_w - b_w)}{\sum_w N_w}
+
+    Parameters
+    ----------
+    first, second
+        Nats of every window, (..., window).
+    tokens
+        Scored tokens of every window, (window).
+
+    Returns
+    -------
+    array (..., estimate)
+        With a paired 95 % jackknife interval over windows, which is Student's t interval where windows have equally
+        many tokens; the ends are NaN with fewer than five windows.
+
+    Examples
+    --------
+    >>> nats_difference(np.full(5, 12.0), np.full(5, 10.0), np.full(5, 4)).tolist()
+    [0.5, 0.5, 0.5]
+    """
+    windows = np.moveaxis(first - second, -1, 0)
+    return jackknife(lambda rows, counts: rows.sum(0) / counts.sum(), windows, tokens, least=LEAST_WINDOWS)
 
 
 def permutation_p(values: np.ndarray, group: np.ndarray, *, draws: int = DRAWS, seed: int = 0) -> float:
@@ -150,16 +181,16 @@ def bootstrapped(
     Returns
     -------
     array (estimate)
-        Value, low and high; all NaN with fewer than three units.
+        Value, low and high; the ends are NaN with fewer than five units, the value with none.
 
     Examples
     --------
-    >>> bootstrapped(np.mean, np.array([1.0, 2.0, 3.0]), resamples=100).round(1).tolist()
-    [2.0, 1.0, 3.0]
+    >>> bootstrapped(np.mean, np.array([1.0, 2.0, 3.0, 4.0, 5.0]), resamples=100).round(1).tolist()
+    [3.0, 1.9, 4.2]
     """
     count = len(arrays[0])
-    if count < _LEAST_UNITS:
-        return np.full(len(ESTIMATES), np.nan)
+    if count < LEAST_WINDOWS:
+        return np.array([statistic(*arrays) if count else np.nan, np.nan, np.nan])
     random = np.random.default_rng(seed)
     places = random.integers(count, size=(resamples, count))
     draws = [statistic(*(array[drawn] for array in arrays)) for drawn in places]

@@ -265,4 +265,6 @@ def _sentence(data: xr.Dataset, kind: str, stream: str) -> str:
 
 def _interval(values: xr.DataArray) -> str:
     value, low, high = (float(values.sel({ESTIMATE: estimate})) for estimate in ESTIMATES)
+    if np.isnan(low):
+        return f"{value:.2f} (too few pairs for an interval)"
     return f"{value:.2f} (95 % interval {low:.2f} to {high:.2f})"

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def test_shares_are_sums_over_the_pairs_of_a_selection() -> None:
     result = measure(LLAMA.shared(), tokens(2, 96), frame_length=32, hop_length=16)
     result["key"].spectrum_fe.values[:, 1, 0] = 0.1
-    worth = importance(LLAMA.shared(), tokens(4, 24))
+    worth = importance(LLAMA.shared(), tokens(5, 24))
     found = importance_shares(result, worth)
     chosen = (result["key"].spectrum_fe.mean("sequence") < 0.2).values
     fisher = worth["key"].fisher.values.astype(np.float64)

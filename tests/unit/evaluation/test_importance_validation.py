@@ -140,6 +140,7 @@ def test_a_score_that_foretells_too_little_is_not_to_be_used(worth: xr.DataTree,
     assert rotation.endswith("Under 0.7: do not use this score to say what losing a pair's rotation costs.")
     alone = validate_importance(LLAMA.shared(), WINDOWS, worth, 3, rotation=False)
     assert len(in_words(alone)) == 1 and alone.kl.sel(kind="rotation").isnull().all()
+    assert "(too few pairs for an interval), sum" in in_words(alone)[0] and "nan" not in in_words(alone)[0]
 
 
 def test_the_sample_holds_one_pair_of_every_part_and_none_that_is_silent(worth: xr.DataTree) -> None:
@@ -244,4 +245,5 @@ def test_a_bootstrap_draws_units_together() -> None:
     assert value == values.mean()
     assert high - low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.1)
     np.testing.assert_allclose(bootstrapped(lambda a, b: float((a / b).mean()), values, values), 1.0)
-    assert np.isnan(bootstrapped(np.mean, values[:2])).all()
+    assert np.isnan(bootstrapped(np.mean, values[:4])).tolist() == [False, True, True]
+    assert np.isnan(bootstrapped(np.mean, values[:0])).all()

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import xarray as xr
 from safetensors.numpy import save
+from scipy import stats
 
 from architectures import LLAMA, QWEN3, state_of, tokens
 from launching import environment
@@ -488,60 +489,49 @@ def test_a_constant_shift_has_no_width() -> None:
     np.testing.assert_allclose(found.sel({ALPHA: 1}), 0, atol=1e-12)
 
 
-def test_an_interval_has_the_width_of_the_paired_difference() -> None:
-    """For a mean of many windows it is ±1.96 standard errors of the difference, whatever the windows themselves do."""
-    nats = drawn(0, 200, 0.1)
-    value, low, high = change(planted(nats))["nats_change"].sel({ALPHA: 0}).values.ravel()
+def test_an_interval_is_students_of_the_paired_difference() -> None:
+    """Whatever the windows themselves do."""
+    nats = drawn(0, 7, 0.1)
     difference = (nats[0, 0, 0] - nats[0, 0, 1]) / 10
-    error = difference.std(ddof=1) / np.sqrt(200)
-    assert value == pytest.approx(difference.mean())
-    assert high - value == pytest.approx(1.96 * error, rel=0.1)
-    assert value - low == pytest.approx(1.96 * error, rel=0.1)
+    expected = stats.ttest_1samp(difference, 0).confidence_interval(0.95)
+    found = change(planted(nats))["nats_change"].sel({ALPHA: 0}).values.ravel()
+    np.testing.assert_allclose(found, [difference.mean(), expected.low, expected.high], rtol=1e-9)
 
 
-def test_intervals_cover_a_planted_truth() -> None:
+@pytest.mark.parametrize("windows", [5, 40])
+def test_intervals_cover_a_planted_truth_with_few_windows_too(windows: int) -> None:
     covered = []
     for seed in range(300):
-        _, low, high = (
-            change(planted(drawn(seed, 40, 0.1)), resamples=400)["nats_change"].sel({ALPHA: 0}).values.ravel()
-        )
+        _, low, high = change(planted(drawn(seed, windows, 0.1)))["nats_change"].sel({ALPHA: 0}).values.ravel()
         covered.append(low <= 0.1 <= high)
-    assert 0.90 <= np.mean(covered) <= 0.98
+    assert 0.92 <= np.mean(covered) <= 0.98
 
 
-def test_intervals_equal_a_loop_over_draws() -> None:
-    """Windows of unequal length, perplexities and controls, against one resampling at a time."""
+def test_perplexities_follow_the_log_ratio() -> None:
+    """Windows of unequal length, against leaving out one window at a time."""
     random = np.random.default_rng(1)
     nats, tokens = random.normal(30, 3, (1, 3, 2, 6)), np.array([9, 10, 11, 12, 13, 14])
-    weights = np.random.default_rng(0).multinomial(6, np.full(6, 1 / 6), size=50)
-
-    def value(cell: np.ndarray, weight: np.ndarray) -> float:
-        return float(np.exp((cell * weight).sum() / (tokens * weight).sum()))
-
     own, others, baseline = nats[0, 0, 0], nats[0, 1:, 0].mean(0), nats[0, 0, 1]
-    found = change(planted(nats, tokens), resamples=50)
+    found = change(planted(nats, tokens))
     for name, place, other in [
         ("perplexity_change", {ARM: "selection"}, baseline),
         ("perplexity_against", {"control": "random"}, others),
     ]:
-        draws = [value(own, weight) - value(other, weight) for weight in weights]
-        expected = [value(own, np.ones(6)) - value(other, np.ones(6)), *np.quantile(draws, [0.025, 0.975])]
+        whole = (own - other).sum() / tokens.sum()
+        left = [np.delete(own - other, n).sum() / np.delete(tokens, n).sum() for n in range(6)]
+        margin = stats.t.ppf(0.975, 5) * np.sqrt(5 / 6 * ((left - np.mean(left)) ** 2).sum())
+        perplexity = np.exp(other.sum() / tokens.sum())
+        expected = [perplexity * np.expm1(whole + side * margin) for side in (0, -1, 1)]
         np.testing.assert_allclose(found[name].sel({ALPHA: 0, SELECTION: "s0", **place}), expected, rtol=1e-9)
+        assert expected[0] == pytest.approx(np.exp(own.sum() / tokens.sum()) - perplexity)
 
 
-def test_draws_in_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ropescope.base import statistics
-
-    data = planted(drawn(0, 20, 0.1))
-    whole = change(data, resamples=100)
-    monkeypatch.setattr(statistics, "_BLOCK", 7 * 20)
-    xr.testing.assert_allclose(change(data, resamples=100), whole)
-
-
-def test_one_window_has_no_interval() -> None:
-    found = change(planted(drawn(0, 1, 0.1)))["nats_change"].sel({ALPHA: 0}).values.ravel()
+@pytest.mark.parametrize("windows", [1, 4])
+def test_fewer_than_five_windows_have_no_interval(windows: int) -> None:
+    found = change(planted(drawn(0, windows, 0.1)))["nats_change"].sel({ALPHA: 0}).values.ravel()
     assert np.isfinite(found).tolist() == [True, False, False]
-    assert "[" not in sweep_table(planted(drawn(0, 1, 0.1)))
+    assert "[" not in sweep_table(planted(drawn(0, windows, 0.1)))
+    assert "[" in sweep_table(planted(drawn(0, 5, 0.1)))
 
 
 def test_controls_that_were_not_asked_for_stay_undefined() -> None:
@@ -553,15 +543,14 @@ def test_controls_that_were_not_asked_for_stay_undefined() -> None:
     assert np.isfinite(found["perplexity_change"].sel({ALPHA: 0, ARM: "selection"})).all()
 
 
-def test_a_bad_number_of_draws() -> None:
-    with pytest.raises(InputError, match="resamples got 0; it is at least 1"):
-        change(planted(drawn(0, 4, 0.1)), resamples=0)
+def test_only_a_sweep_has_changes() -> None:
     with pytest.raises(ResultError, match="the dataset is not a sweep"):
         change(xr.Dataset())
 
 
 def test_tables_agree(masks: dict[str, Any], result: xr.DataTree) -> None:
-    data = run(masks, controls=Controls(seeds=(0, 1), result=result, alphas=(0,)))
+    controls = Controls(seeds=(0, 1), result=result, alphas=(0,))
+    data = sweep(MODEL, tokens(5, 24), masks, alphas=ALPHAS, controls=controls)
     rows = list(csv.DictReader(io.StringIO(sweep_table(data, format="csv"))))
     assert [(row["selection"], row["alpha"]) for row in rows[:4]] == [
         *(("high", alpha) for alpha in ("1.0", "0.5", "0.0")),

@@ -34,14 +34,28 @@ def test_harm_beyond_the_controls():
 
 
 def test_no_change_and_less_harm_than_the_controls():
-    (sentence,) = findings(a_sweep(selected=0.0, random=0.5, lowest=None))
-    assert "does not measurably change perplexity" in sentence
+    (sentence,) = findings(a_sweep(selected=0.0, random=0.5, lowest=None, noise=0.003))
+    assert "alpha 0 keeps perplexity within 1% (from 20.09 to 20.09)" in sentence
     assert "less than the same number of random pairs" in sentence and "lowest norm" not in sentence
 
 
 def test_a_gain_like_that_of_the_controls():
-    (sentence,) = findings(a_sweep(selected=-0.5, random=-0.5, lowest=-0.5))
+    (sentence,) = findings(a_sweep(selected=-0.5, random=-0.5, lowest=-0.5, noise=0.003))
     assert "lowers perplexity" in sentence and "about as much as the same number of random pairs" in sentence
+
+
+def test_a_wide_interval_is_not_taken_for_no_change():
+    (sentence,) = findings(a_sweep(selected=0.0, random=0.0, lowest=None, noise=0.1))
+    assert "alpha 0 takes perplexity from 20.09 to" in sentence and "cannot tell from no change" in sentence
+    assert "which may be more or less than the same number of random pairs" in sentence
+    assert "about as much" not in sentence and "keeps" not in sentence
+
+
+def test_too_few_windows_say_so():
+    data = a_sweep(selected=1.0, random=0.0, lowest=None).isel(window=slice(4))
+    (sentence,) = findings(data)
+    assert "alpha 0 takes perplexity from 20.09 to" in sentence and "raises" not in sentence and "more" not in sentence
+    assert sentence.endswith("; 4 windows are too few for intervals")
 
 
 def test_a_selection_without_pairs():

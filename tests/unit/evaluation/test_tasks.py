@@ -190,6 +190,17 @@ def test_outside_a_repository_git_does_not_complain(
     assert capfd.readouterr().err == ""
 
 
+def test_the_harness_does_not_list_the_packages_of_the_machine_after_every_task(
+    loaded: Any, folder: Path, masks: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def listing(*_: Any) -> None:
+        raise AssertionError("packages are listed")
+
+    monkeypatch.setattr("lm_eval.evaluator.add_env_info", listing)
+    run(loaded, folder, masks["all"])
+    assert sys.modules["lm_eval.evaluator"].add_env_info is listing
+
+
 def test_a_run_leaves_model_and_tokenizer_as_they_were(loaded: Any, folder: Path, masks: Any) -> None:
     model, tokenizer = loaded
     before, padding = state_of(model), tokenizer.pad_token

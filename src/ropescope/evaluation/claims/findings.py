@@ -22,8 +22,6 @@ HOLDS: Verdict = "holds"
 FAILS: Verdict = "fails"
 CANNOT: Verdict = "cannot be said"
 VERDICTS = (HOLDS, FAILS, CANNOT)
-# Fewer windows give no interval that could be believed.
-LEAST_WINDOWS = 5
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,10 @@ import xarray as xr
 
 from ropescope.base.axes import HEAD_AXIS, LAYER, PAIR, SEQUENCE, STREAMS
 from ropescope.base.selections import BANDS, NAMED, OUTLIERS, PERIODIC, Selection
-from ropescope.base.statistics import ESTIMATE, jackknife
+from ropescope.base.statistics import ESTIMATE, LEAST_WINDOWS, jackknife
 from ropescope.evaluation.claims.evidence import Evidence
 from ropescope.evaluation.claims.findings import (
     CANNOT,
-    LEAST_WINDOWS,
     Control,
     Finding,
     above,

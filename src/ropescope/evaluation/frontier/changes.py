@@ -1,4 +1,4 @@
-"""What a frontier says: changes against the stock cache and between plans, with paired-bootstrap intervals; a table."""
+"""What a frontier says: changes against the stock cache and between plans, with paired intervals; a table."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 
 from ropescope.base.errors import InputError, did_you_mean
-from ropescope.base.statistics import DRAWS, ESTIMATE, ESTIMATES, TAILS, resampled_sums
+from ropescope.base.statistics import ESTIMATE, ESTIMATES, nats_difference
 from ropescope.base.tables import Table, csv_text
 from ropescope.evaluation.frontier.dataset import FRONTIER, PLAN, SIDE, STOCK, THIN
 from ropescope.evaluation.sweep.changes import FORMATS, Format
@@ -17,20 +17,16 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 OTHER = "other"
-# Of fewer windows a bootstrap says more than it knows.
-LEAST_WINDOWS = 5
 _TIMES = {"decode": "decode_seconds", "prefill": "prefill_seconds"}
 
 
-def compared(data: xr.Dataset, *, resamples: int = DRAWS, seed: int = 0) -> xr.DataArray:
+def compared(data: xr.Dataset) -> xr.DataArray:
     r"""Relative change of perplexity from every plan to every other, :math:`e^{\Delta} - 1` of mean nats.
 
     Parameters
     ----------
     data
         What :func:`ropescope.frontier` gave.
-    resamples, seed
-        Draws of the paired bootstrap over windows, at least 1, and its seed.
 
     Returns
     -------
@@ -39,19 +35,9 @@ def compared(data: xr.Dataset, *, resamples: int = DRAWS, seed: int = 0) -> xr.D
         speaks of other windows of this text; NaN with fewer than five windows.
     """
     FRONTIER.check(data, "the dataset")
-    if resamples < 1:
-        raise InputError(f"resamples got {resamples}; it is at least 1")
-    nats, tokens, plans = data["nats"].values, data["tokens"].values, data[PLAN].values
-    rows = np.column_stack((nats.T, tokens))
-    sums = np.concatenate((rows.sum(0, keepdims=True), resampled_sums(rows, resamples=resamples, seed=seed)))
-    means = sums[:, :-1] / sums[:, -1:]
-    found = np.full((len(plans), len(plans), len(ESTIMATES)), np.nan)
+    nats, plans = data["nats"].values, data[PLAN].values
     with np.errstate(over="ignore"):
-        for place in range(len(plans)):
-            ratios = np.expm1(means - means[:, [place]])
-            found[:, place, 0] = ratios[0]
-            if len(tokens) >= LEAST_WINDOWS:
-                found[:, place, 1:] = np.quantile(ratios[1:], TAILS, axis=0).T
+        found = np.expm1(nats_difference(nats[:, None], nats[None], data["tokens"].values))
     return xr.DataArray(found, {PLAN: plans, OTHER: plans, ESTIMATE: list(ESTIMATES)}, (PLAN, OTHER, ESTIMATE))
 
 
@@ -67,7 +53,7 @@ def time_ratios(data: xr.Dataset, variable: str) -> xr.DataArray:
     return xr.DataArray(ends, {PLAN: data[PLAN].values, ESTIMATE: list(ESTIMATES)}, (PLAN, ESTIMATE))
 
 
-def frontier_table(data: xr.Dataset, *, format: Format = "text", resamples: int = DRAWS) -> str:
+def frontier_table(data: xr.Dataset, *, format: Format = "text") -> str:
     """Write a row for every plan: bytes, perplexity, its change against the stock cache, and time where it was taken.
 
     Parameters
@@ -76,8 +62,6 @@ def frontier_table(data: xr.Dataset, *, format: Format = "text", resamples: int 
         What :func:`ropescope.frontier` gave.
     format
         "text" for a terminal, "markdown", or "csv" (plain numbers at full precision, intervals in own columns).
-    resamples
-        Draws of the paired bootstrap over windows, at least 1.
 
     Returns
     -------
@@ -97,14 +81,14 @@ def frontier_table(data: xr.Dataset, *, format: Format = "text", resamples: int 
     if format not in FORMATS:
         raise InputError(f"got format {format!r}: {did_you_mean(format, FORMATS)}")
     if format == "csv":
-        return _csv(data, resamples)
-    table = as_table(data, resamples=resamples)
+        return _csv(data)
+    table = as_table(data)
     return table.markdown() if format == "markdown" else table.text()
 
 
-def as_table(data: xr.Dataset, *, resamples: int = DRAWS) -> Table:
+def as_table(data: xr.Dataset) -> Table:
     """The rows of :func:`frontier_table` as a table."""
-    change = compared(data, resamples=resamples).sel({OTHER: STOCK})
+    change = compared(data).sel({OTHER: STOCK})
     timed = {word: time_ratios(data, name) for word, name in _TIMES.items() if data[name].notnull().any()}
     memory = data["extra_bytes"].notnull().any()
     header = ["keys", "bytes", "perplexity", "change", *(f"{word} time" for word in timed)]
@@ -148,14 +132,14 @@ def _megabytes(value: xr.DataArray) -> str:
     return "" if np.isnan(value) else f"{float(value) / 2**20:.0f} MiB"
 
 
-def _csv(data: xr.Dataset, resamples: int) -> str:
+def _csv(data: xr.Dataset) -> str:
     header = ["plan", "method", "keep", "key_bytes", "key_bytes_share", "perplexity"]
     header += [f"{word}{end}" for word in ("change", *_TIMES) for end in ("", "_low", "_high")]
-    return csv_text([*header, "stock_extra_bytes", "thin_extra_bytes"], _csv_rows(data, resamples))
+    return csv_text([*header, "stock_extra_bytes", "thin_extra_bytes"], _csv_rows(data))
 
 
-def _csv_rows(data: xr.Dataset, resamples: int) -> Iterator[list[object]]:
-    change = compared(data, resamples=resamples).sel({OTHER: STOCK})
+def _csv_rows(data: xr.Dataset) -> Iterator[list[object]]:
+    change = compared(data).sel({OTHER: STOCK})
     ratios = [change, *(time_ratios(data, name) for name in _TIMES.values())]
     for plan in data[PLAN].values:
         own = data.sel({PLAN: plan})

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ropescope.base.key_plans import BASELINES
-from ropescope.base.statistics import DRAWS, ESTIMATE
+from ropescope.base.statistics import ESTIMATE
 from ropescope.base.tables import Section
 from ropescope.evaluation.frontier.changes import (
-    LEAST_WINDOWS,
     OTHER,
     as_table,
     bytes_share,
@@ -20,7 +19,7 @@ from ropescope.evaluation.frontier.changes import (
     value_percent,
 )
 from ropescope.evaluation.frontier.dataset import PLAN, STOCK
-from ropescope.evaluation.sweep.in_words import comparison, verb
+from ropescope.evaluation.sweep.in_words import change_of, comparison
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -28,23 +27,21 @@ if TYPE_CHECKING:
 WAYS = {"latent": "latents of keys before rotation", "drop": "pairs of highest Fisher importance"} | BASELINES
 
 
-def findings(data: xr.Dataset, *, resamples: int = DRAWS) -> list[str]:
+def findings(data: xr.Dataset) -> list[str]:
     """One sentence for each plan that is no baseline, in words that the 95 % intervals carry.
 
     Parameters
     ----------
     data
         What :func:`ropescope.frontier` gave.
-    resamples
-        Draws of the paired bootstrap over windows, at least 1.
 
     Returns
     -------
     list of str
-        "raises", "lowers" or "does not measurably change" perplexity; "more than", "less than" or "about as much as"
-        every baseline of the same share; with fewer than five windows numbers alone.
+        What the intervals carry of perplexity and of every baseline of the same share, in the words of a sweep; with
+        fewer than five windows numbers alone.
     """
-    changes = compared(data, resamples=resamples)
+    changes = compared(data)
     own = [str(plan) for plan in data[PLAN].values if str(_method(data, plan)) not in (STOCK, *BASELINES)]
     return [_finding(data, changes, plan) for plan in own]
 
@@ -61,12 +58,13 @@ def section(data: xr.Dataset, name: str) -> Section:
 
 def _finding(data: xr.Dataset, changes: xr.DataArray, plan: str) -> str:
     share, stock = float(bytes_share(data).sel({PLAN: plan})), data["perplexity"].sel({PLAN: STOCK})
-    before, after = (number(float(value)) for value in (stock, data["perplexity"].sel({PLAN: plan})))
+    before, after = (float(value) for value in (stock, data["perplexity"].sel({PLAN: plan})))
     change = changes.sel({PLAN: plan, OTHER: STOCK})
     subject = f"{plan}: {share:.1%} of the key bytes"
     if np.isnan(change.sel({ESTIMATE: "low"})):
-        return f"{subject}, perplexity {before} to {after} ({percent(change.values)})"
-    parts = [f"{subject} {verb(change)} perplexity from {before} to {after}, {percent(change.values)}"]
+        return f"{subject}, perplexity {number(before)} to {number(after)} ({percent(change.values)})"
+    logs = xr.DataArray(np.log1p(change.values), change.coords)
+    parts = [f"{subject} {change_of(logs, before, after)}, {percent(change.values)}"]
     for other in _baselines(data, plan):
         words = comparison(changes.sel({PLAN: plan, OTHER: other}))
         theirs = changes.sel({PLAN: other, OTHER: STOCK, ESTIMATE: "value"})

@@ -1,4 +1,4 @@
-"""What a sweep says: changes with paired-bootstrap intervals, and a table of them."""
+"""What a sweep says: changes with paired intervals over windows, and a table of them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 
 from ropescope.base.errors import InputError, did_you_mean
-from ropescope.base.statistics import ESTIMATE, ESTIMATES, TAILS, resampled_sums
+from ropescope.base.statistics import ESTIMATE, ESTIMATES, nats_difference
 from ropescope.base.tables import Table, csv_text
 from ropescope.evaluation.sweep.dataset import ALPHA, ARM, LOWEST, RANDOM, SELECTION, SWEEP
 
@@ -20,71 +20,55 @@ FORMATS = ("text", "markdown", "csv")
 Format = Literal["text", "markdown", "csv"]
 
 
-def change(data: xr.Dataset, *, resamples: int = 10_000, seed: int = 0) -> xr.Dataset:
+def change(data: xr.Dataset) -> xr.Dataset:
     r"""Changes of perplexity against the baseline and against the controls, with 95 % intervals.
 
-    The intervals are paired percentile bootstraps: windows are drawn with replacement, the same ones for both sides,
-    and perplexities are those of the draw. They speak of other windows of this text, not of other texts or models;
-    with fewer than about ten windows they come out too narrow, with one they are NaN.
+    The intervals are jackknife intervals of the log ratio of two perplexities over windows, the same windows on both
+    sides; where windows have equally many tokens, that is Student's t interval of the mean difference. They speak of
+    other windows of this text, not of other texts or models.
 
     Parameters
     ----------
     data
         What :func:`sweep` gave.
-    resamples
-        Draws, at least 1.
-    seed
-        Seed of NumPy's default generator.
 
     Returns
     -------
     xarray.Dataset
         `nats_change` (nats per token, which is the change of log perplexity) and `perplexity_change` over (selection,
         arm, alpha, estimate), against the baseline; `nats_against` and `perplexity_against` over (selection, control,
-        alpha, estimate), selection minus control. `estimate` is "value", "low", "high". The arm and control "random"
-        is the mean over seeds of each window's nats. NaN where an alpha was not asked for.
+        alpha, estimate), selection minus control. `estimate` is "value", "low", "high", the latter two NaN with fewer
+        than five windows. The arm and control "random" is the mean over seeds of each window's nats. NaN where an
+        alpha was not asked for.
 
     Raises
     ------
-    InputError
-        If resamples is below 1.
     ResultError
         If the dataset is no sweep.
     """
     SWEEP.check(data, "the dataset")
-    if resamples < 1:
-        raise InputError(f"resamples got {resamples}; it is at least 1")
-    nats = _with_random(data["nats"])
+    nats, tokens = _with_random(data["nats"]), data["tokens"].values
     arms = [str(arm) for arm in nats[ARM].values]
-    draws = _means_of_draws(nats.values, data["tokens"].values, resamples, seed)
-    baseline = draws[:, :, :1, [int(np.flatnonzero(nats[ALPHA].values == 1)[0])]]
     controls = [control for control in (ALL_RANDOM, *LOWEST) if control in arms]
-    own = draws[:, :, [arms.index(SELECTION)]]
-    others = draws[:, :, [arms.index(control) for control in controls]]
-    dims = {"change": (SELECTION, ARM, ALPHA, ESTIMATE), "against": (SELECTION, CONTROL, ALPHA, ESTIMATE)}
-    return xr.Dataset(
-        {
-            "nats_change": (dims["change"], _estimates(draws - baseline), _meaning("nats per token", "nat")),
-            "perplexity_change": (
-                dims["change"],
-                _estimates(_exp(draws) - _exp(baseline)),
-                _meaning("perplexity", "1"),
-            ),
-            "nats_against": (dims["against"], _estimates(own - others), _meaning("nats per token", "nat")),
-            "perplexity_against": (dims["against"], _estimates(_exp(own) - _exp(others)), _meaning("perplexity", "1")),
-        },
-        coords={
-            SELECTION: data[SELECTION].values,
-            ARM: arms,
-            ALPHA: data[ALPHA].values,
-            CONTROL: np.array(controls, dtype=np.str_),
-            ESTIMATE: list(ESTIMATES),
-        },
-        attrs={"interval": "95 % paired bootstrap over windows", "resamples": resamples, "seed": seed},
-    )
+    baseline = nats.values[:, :, [int(np.flatnonzero(nats[ALPHA].values == 1)[0])]]
+    own = nats.values[:, [arms.index(SELECTION)]]
+    others = nats.values[:, [arms.index(control) for control in controls]]
+    changes, against = (SELECTION, ARM, ALPHA, ESTIMATE), (SELECTION, CONTROL, ALPHA, ESTIMATE)
+    variables = {
+        **_differences(nats.values, baseline, tokens, "change", changes),
+        **_differences(own, others, tokens, "against", against),
+    }
+    coordinates = {
+        SELECTION: data[SELECTION].values,
+        ARM: arms,
+        ALPHA: data[ALPHA].values,
+        CONTROL: np.array(controls, dtype=np.str_),
+        ESTIMATE: list(ESTIMATES),
+    }
+    return xr.Dataset(variables, coordinates, {"interval": "95 % paired jackknife over windows"})
 
 
-def sweep_table(data: xr.Dataset, *, format: Format = "text", resamples: int = 10_000) -> str:
+def sweep_table(data: xr.Dataset, *, format: Format = "text") -> str:
     """Write a row for every selection and alpha: perplexity, its change, and that against the controls.
 
     Parameters
@@ -93,8 +77,6 @@ def sweep_table(data: xr.Dataset, *, format: Format = "text", resamples: int = 1
         What :func:`ropescope.sweep` gave.
     format
         "text" for a terminal, "markdown", or "csv" (plain numbers at full precision, intervals in own columns).
-    resamples
-        Draws of the bootstrap over windows, at least 1.
 
     Returns
     -------
@@ -113,16 +95,16 @@ def sweep_table(data: xr.Dataset, *, format: Format = "text", resamples: int = 1
     """
     if format not in FORMATS:
         raise InputError(f"got format {format!r}: {did_you_mean(format, FORMATS)}")
-    changes = change(data, resamples=resamples)
+    changes = change(data)
     if format == "csv":
         return _csv(data, changes)
     table = _table(data, changes)
     return table.markdown() if format == "markdown" else table.text()
 
 
-def effect_table(data: xr.Dataset, *, resamples: int = 10_000) -> Table:
+def effect_table(data: xr.Dataset) -> Table:
     """The rows of :func:`sweep_table` as a table."""
-    return _table(data, change(data, resamples=resamples))
+    return _table(data, change(data))
 
 
 def _table(data: xr.Dataset, changes: xr.Dataset) -> Table:
@@ -140,27 +122,17 @@ def _with_random(nats: xr.DataArray) -> xr.DataArray:
     return xr.concat([nats, mean], ARM).transpose(*nats.dims)
 
 
-def _means_of_draws(nats: np.ndarray, tokens: np.ndarray, resamples: int, seed: int) -> np.ndarray:
-    """Nats per token of the windows as they are, then of every draw, (1 + draw, ...)."""
-    rows = np.column_stack((nats.reshape(-1, len(tokens)).T, tokens))
-    drawn = resampled_sums(rows, resamples=resamples, seed=seed)
-    if len(tokens) == 1:
-        drawn[:] = np.nan
-    sums = np.concatenate((rows.sum(0, keepdims=True), drawn))
-    means: np.ndarray = (sums[:, :-1] / sums[:, -1:]).reshape(-1, *nats.shape[:-1])
-    return means
-
-
-def _estimates(draws: np.ndarray) -> np.ndarray:
-    """Value and interval on the last axis, from the value and its draws on the first."""
-    low, high = np.quantile(draws[1:], TAILS, axis=0)
-    return np.stack((draws[0], low, high), axis=-1)
-
-
-def _exp(values: np.ndarray) -> np.ndarray:
-    with np.errstate(over="ignore"):
-        exponential: np.ndarray = np.exp(values)
-    return exponential
+def _differences(
+    first: np.ndarray, second: np.ndarray, tokens: np.ndarray, name: str, dims: tuple[str, ...]
+) -> dict[str, tuple[tuple[str, ...], np.ndarray, dict[str, str]]]:
+    """First minus second, of nats (..., window): in nats per token, and in perplexity."""
+    nats = nats_difference(first, second, tokens)
+    with np.errstate(over="ignore", invalid="ignore"):
+        perplexity = np.exp(second.sum(-1) / tokens.sum())[..., None] * np.expm1(nats)
+    return {
+        f"nats_{name}": (dims, nats, _meaning("nats per token", "nat")),
+        f"perplexity_{name}": (dims, perplexity, _meaning("perplexity", "1")),
+    }
 
 
 def _meaning(what: str, units: str) -> dict[str, str]:

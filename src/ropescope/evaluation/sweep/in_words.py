@@ -5,35 +5,36 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from ropescope.base.statistics import ESTIMATE
+from ropescope.base.statistics import ESTIMATE, LEAST_WINDOWS
 from ropescope.evaluation.sweep.changes import ALL_RANDOM, CONTROL, change
-from ropescope.evaluation.sweep.dataset import ALPHA, ARM, LOWEST, SELECTION, STREAM
+from ropescope.evaluation.sweep.dataset import ALPHA, ARM, LOWEST, SELECTION, STREAM, WINDOW
 
 if TYPE_CHECKING:
     import xarray as xr
 
+# Of log perplexity: a change inside it counts as none.
+MARGIN = 0.01
 CONTROLS = {ALL_RANDOM: "the same number of random pairs"} | {
     arm: f"the same number of pairs of {words}" for arm, words in LOWEST.items()
 }
 
 
-def findings(data: xr.Dataset, *, resamples: int = 10_000) -> list[str]:
+def findings(data: xr.Dataset) -> list[str]:
     """One sentence for each selection, at the lowest alpha, in words that the 95 % intervals carry.
 
     Parameters
     ----------
     data
         What :func:`ropescope.sweep` gave.
-    resamples
-        As in :func:`ropescope.evaluation.sweep.changes.change`.
 
     Returns
     -------
     list of str
-        "raises", "lowers" or "does not measurably change" perplexity; "more than", "less than" or "about as much as"
-        each control.
+        "raises" or "lowers" where the interval excludes 0, "keeps ... within 1 %" where it lies inside that margin;
+        "more than", "less than" or, inside the margin, "about as much as" each control. Anything else cannot be said,
+        and the sentence says so.
     """
-    changes = change(data, resamples=resamples)
+    changes = change(data)
     return [_finding(data, changes, str(name)) for name in data[SELECTION].values]
 
 
@@ -46,23 +47,34 @@ def _finding(data: xr.Dataset, changes: xr.Dataset, name: str) -> str:
     at = {SELECTION: name, ALPHA: alpha}
     perplexity = data["perplexity"].sel({SELECTION: name, ARM: "selection"})
     before, after = (float(perplexity.sel({ALPHA: place})) for place in (1.0, alpha))
-    does = verb(changes["nats_change"].sel({**at, ARM: "selection"}))
-    parts = [f"{subject}: alpha {alpha:g} {does} perplexity from {before:.4g} to {after:.4g}"]
+    does = change_of(changes["nats_change"].sel({**at, ARM: "selection"}), before, after)
+    parts = [f"{subject}: alpha {alpha:g} {does}"]
     for control in changes[CONTROL].values:
         other = before + float(changes["perplexity_change"].sel({**at, ARM: control, ESTIMATE: "value"}))
         if not math.isnan(other):
             compared = comparison(changes["nats_against"].sel({**at, CONTROL: control}))
             parts.append(f"{compared} {CONTROLS[control]} ({other:.4g})")
-    return ", ".join(parts)
+    few = f"; {data.sizes[WINDOW]} windows are too few for intervals" if data.sizes[WINDOW] < LEAST_WINDOWS else ""
+    return ", ".join(parts) + few
 
 
-def verb(interval: xr.DataArray) -> str:
-    """What an interval of changes says of a perplexity."""
+def change_of(interval: xr.DataArray, before: float, after: float) -> str:
+    """What an interval of log ratios says of two perplexities."""
     low, high = (float(interval.sel({ESTIMATE: end})) for end in ("low", "high"))
-    return "raises" if low > 0 else "lowers" if high < 0 else "does not measurably change"
+    numbers = f"from {before:.4g} to {after:.4g}"
+    if low > 0 or high < 0:
+        return f"{'raises' if low > 0 else 'lowers'} perplexity {numbers}"
+    if low > -MARGIN and high < MARGIN:
+        return f"keeps perplexity within {MARGIN:.0%} ({numbers})"
+    unknown = "" if math.isnan(low) else ", which these windows cannot tell from no change"
+    return f"takes perplexity {numbers}{unknown}"
 
 
 def comparison(interval: xr.DataArray) -> str:
     """What an interval of differences says of two changes."""
     low, high = (float(interval.sel({ESTIMATE: end})) for end in ("low", "high"))
-    return "more than" if low > 0 else "less than" if high < 0 else "about as much as"
+    if low > 0 or high < 0:
+        return "more than" if low > 0 else "less than"
+    if low > -MARGIN and high < MARGIN:
+        return "about as much as"
+    return "beside" if math.isnan(low) else "which may be more or less than"

@@ -153,7 +153,12 @@ class Harness:
         from ropescope.model.loading import quiet
 
         try:
-            with quiet(), _leading(), _without_git(), nullcontext() if progress else redirect_stderr(io.StringIO()):
+            with (
+                quiet(),
+                _leading(),
+                _without_surroundings(),
+                nullcontext() if progress else redirect_stderr(io.StringIO()),
+            ):
                 found = lm_eval.simple_evaluate(
                     model=self.wrapped,
                     tasks=[task],
@@ -218,16 +223,21 @@ def _definitions(index: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 @contextmanager
-def _without_git() -> Iterator[None]:
-    """The harness asks git for a commit, and outside a repository git complains on the terminal by itself."""
+def _without_surroundings() -> Iterator[None]:
+    """The harness notes git's commit and lists every installed package after each task: seconds that nobody reads.
+
+    Outside a repository git even complains on the terminal by itself.
+    """
     from lm_eval import evaluator
 
-    own = getattr(evaluator, "get_git_commit_hash", None)
-    evaluator.get_git_commit_hash = lambda: None
+    notes = {name: getattr(evaluator, name, None) for name in ("get_git_commit_hash", "add_env_info")}
+    for name in notes:
+        setattr(evaluator, name, lambda *_: None)
     try:
         yield
     finally:
-        evaluator.get_git_commit_hash = own
+        for name, own in notes.items():
+            setattr(evaluator, name, own)
 
 
 @contextmanager
