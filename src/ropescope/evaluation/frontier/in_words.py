@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
+import xarray as xr
 
 from ropescope.base.key_plans import BASELINES
-from ropescope.base.statistics import ESTIMATE
+from ropescope.base.statistics import ESTIMATE, LEAST_WINDOWS
 from ropescope.base.tables import Section
 from ropescope.evaluation.frontier.changes import (
     OTHER,
@@ -20,9 +19,6 @@ from ropescope.evaluation.frontier.changes import (
 )
 from ropescope.evaluation.frontier.dataset import PLAN, STOCK
 from ropescope.evaluation.sweep.in_words import change_of, comparison
-
-if TYPE_CHECKING:
-    import xarray as xr
 
 WAYS = {"latent": "latents of keys before rotation", "drop": "pairs of highest Fisher importance"} | BASELINES
 
