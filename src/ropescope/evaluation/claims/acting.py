@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 
 from ropescope.base.axes import HEAD, KEY, LAYER, QUERY, SEQUENCE
-from ropescope.base.statistics import jackknife, rank_correlation
+from ropescope.base.statistics import LEAST_WINDOWS, jackknife, rank_correlation
 from ropescope.evaluation.claims.arms import (
     FAST_OFF,
     FAST_STILL,
@@ -25,7 +25,7 @@ from ropescope.evaluation.claims.arms import (
 )
 from ropescope.evaluation.claims.behaviour_dataset import ARM, BEHAVIOUR, READING, READINGS
 from ropescope.evaluation.claims.evidence import Evidence
-from ropescope.evaluation.claims.findings import LEAST_WINDOWS, Control, Finding, above, below, judged, unknown
+from ropescope.evaluation.claims.findings import Control, Finding, above, below, judged, unknown
 from ropescope.evaluation.claims.observations import LEAST_LAYERS, Heads, unmeasured
 from ropescope.evaluation.claims.turned_down import PERPLEXITY_MARGIN
 

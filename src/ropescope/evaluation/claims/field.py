@@ -6,10 +6,10 @@ import numpy as np
 import xarray as xr
 
 from ropescope.base.axes import KEY, QUERY, SEQUENCE, STREAMS
-from ropescope.base.statistics import jackknife
+from ropescope.base.statistics import LEAST_WINDOWS, jackknife
 from ropescope.evaluation.claims.arms import BAND_ANGLE, speeds, training_context
 from ropescope.evaluation.claims.evidence import Evidence
-from ropescope.evaluation.claims.findings import LEAST_WINDOWS, Control, Finding, above, below, judged, unknown
+from ropescope.evaluation.claims.findings import Control, Finding, above, below, judged, unknown
 from ropescope.evaluation.claims.observations import LEAST_LAYERS, Heads, measuring, unmeasured
 from ropescope.evaluation.claims.turned_down import fisher_of, untrusted
 
