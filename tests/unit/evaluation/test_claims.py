@@ -14,6 +14,7 @@ import xarray as xr
 from planted import HEADS, LAYERS, PAIRS, RUN, SCATTERED, WINDOWS, importance, look, measurement, sweep, tasks
 from ropescope.base.entropy import sequence_fe
 from ropescope.base.errors import InputError
+from ropescope.evaluation.claims.arms import contexts
 from ropescope.evaluation.claims.evidence import gathered
 from ropescope.evaluation.claims.findings import CANNOT, FAILS, HOLDS, above, below, inside, judged
 from ropescope.evaluation.claims.judging import claims
@@ -56,7 +57,7 @@ TRUTHS: dict[str, tuple[list[Any], list[Any], list[Any]]] = {
         [nope_result(banded=ROPE, beating=NOPE)],
         [measurement(RUN)],
     ),
-    "keys-are-alike": ([measurement(RUN)], [measurement(RUN, key_bands=SCATTERED)], [measurement(RUN, key_bands=())]),
+    "keys-have-bands": ([measurement(RUN)], [measurement(RUN, key_bands=SCATTERED)], [measurement(RUN, key_bands=())]),
     "keys-are-more-periodic": (
         [measurement(periodic=(1,), key_periodic=(1, 2, 3))],
         [measurement(periodic=(1, 2, 3), key_periodic=(1,))],
@@ -278,3 +279,14 @@ def test_what_cannot_be_judged_together_is_refused() -> None:
         claims({})
     with pytest.raises(InputError, match="did you mean 'bands-are-loud'"):
         claims(of(measurement()), only=["bands-are-lout"])
+
+
+def test_where_attention_slides_the_context_is_its_window() -> None:
+    result = measurement(RUN)
+    facts = json.loads(result.attrs["provenance"])
+    kinds = ["sliding_attention"] * 4 + ["full_attention"] * 4
+    facts["model"]["config"] |= {"layer_types": kinds, "sliding_window": 512}
+    result.attrs["provenance"] = json.dumps(facts)
+    found = contexts(result)
+    assert found is not None and found.tolist() == [512] * 4 + [4096] * 4
+    assert contexts(result, context=256).tolist() == [256] * 8  # type: ignore[union-attr]

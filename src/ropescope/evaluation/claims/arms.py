@@ -87,9 +87,28 @@ def arms_of(result: xr.DataTree, context: int | None = None) -> dict[str, Arm]:
 
 def past_the_band(result: xr.DataTree, context: int | None = None) -> np.ndarray | None:
     """Turning pairs that turn less in the context than the band does, (layer, pair); None where that is not known."""
+    lengths, speed = contexts(result, context), speeds(result)
+    return None if lengths is None else (speed > 0) & (speed * lengths[:, None] < BAND_ANGLE)
+
+
+def contexts(result: xr.DataTree, context: int | None = None) -> np.ndarray | None:
+    """Tokens that each layer looks back to in training: the context, or its window where attention slides, (layer)."""
     length = training_context(result) if context is None else context
-    speed = speeds(result)
-    return None if length is None else (speed > 0) & (speed * length < BAND_ANGLE)
+    if length is None:
+        return None
+    layers = result.children[ROTARY].to_dataset()[LAYER].values
+    config: Mapping[str, Any] = provenance(result).get("model", {}).get("config", {})
+    text: Mapping[str, Any] = next(
+        (part for part in (config, config.get("text_config")) if part and part.get("layer_types")), {}
+    )
+    kinds, window = text.get("layer_types", []), text.get("sliding_window")
+    slides = [bool(window) and layer < len(kinds) and kinds[layer] == "sliding_attention" for layer in layers]
+    return np.where(slides, min(length, window or length), length)
+
+
+def contexts_in_words(lengths: np.ndarray) -> str:
+    """What those contexts are, as "8192 tokens"."""
+    return f"{' or '.join(str(length) for length in sorted(set(lengths.tolist()), reverse=True))} tokens"
 
 
 def training_context(result: xr.DataTree) -> int | None:

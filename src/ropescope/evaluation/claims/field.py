@@ -7,7 +7,8 @@ import xarray as xr
 
 from ropescope.base.axes import KEY, QUERY, SEQUENCE, STREAMS
 from ropescope.base.statistics import LEAST_WINDOWS, jackknife
-from ropescope.evaluation.claims.arms import BAND_ANGLE, speeds, training_context
+from ropescope.base.statistics import jackknife
+from ropescope.evaluation.claims.arms import BAND_ANGLE, contexts, contexts_in_words, speeds
 from ropescope.evaluation.claims.evidence import Evidence
 from ropescope.evaluation.claims.findings import Control, Finding, above, below, judged, unknown
 from ropescope.evaluation.claims.observations import LEAST_LAYERS, Heads, measuring, unmeasured
@@ -53,19 +54,19 @@ def band_sits_where_the_context_ends(evidence: Evidence) -> Finding:
     result = evidence.measured
     if result is None:
         return unmeasured()
-    context = training_context(result)
+    context = contexts(result)
     if context is None:
         return unknown("The configuration names no context that the model was trained on.", "a model that names one")
     heads, foretold = Heads.of(result, QUERY), _foretold(result, context)
     use = np.isfinite(foretold)
     if use.sum() < LEAST_LAYERS:
         return unknown(
-            f"In {int(use.sum())} layers a pair turns by {BAND_ANGLE:g} rad in {context} tokens; the least is "
-            f"{LEAST_LAYERS}.",
+            f"In {int(use.sum())} layers a pair turns by {BAND_ANGLE:g} rad in {contexts_in_words(context)}; the least "
+            f"is {LEAST_LAYERS}.",
             "a model of more layers, or with slower pairs",
         )
     away, chance_away, hit, chance_hit, size = _near_the_band(heads, foretold, use)
-    over = f"{int(use.sum())} layers of a context of {context} tokens"
+    over = f"{int(use.sum())} layers of a context of {contexts_in_words(context)}"
     return judged(
         [
             below(
@@ -112,24 +113,24 @@ def loud_keys_turn_less_than_once(evidence: Evidence) -> Finding:
     result = evidence.measured
     if result is None:
         return unmeasured()
-    context = training_context(result)
+    context = contexts(result)
     if context is None:
         return unknown("The configuration names no context that the model was trained on.", "a model that names one")
     heads, speed = Heads.of(result, KEY), speeds(result)
     turning = heads.present & (speed > 0)[:, None]
-    partial = turning & (speed * context < 2 * np.pi)[:, None]
+    partial = turning & (speed * context[:, None] < 2 * np.pi)[:, None]
     some = turning.any(-1)
     loudest = np.where(turning, heads.norm, -np.inf).argmax(-1)
     hit = (np.take_along_axis(partial, loudest[..., None], -1)[..., 0] & some).sum(1)
     chance = (partial.sum(-1) / np.maximum(turning.sum(-1), 1)).sum(1)
     if not chance.any():
-        return unknown(f"No pair turns less than once in {context} tokens.", "a model with slower pairs")
+        return unknown(f"No pair turns less than once in {contexts_in_words(context)}.", "a model with slower pairs")
     test = above(
         "share of key heads whose loudest pair turns less than once in the context, minus that of random pairs",
         jackknife(lambda own, by, number: (own - by).sum() / number.sum(), hit, chance, some.sum(1)),
         0.0,
         Control("random pairs", float(chance.sum() / some.sum())),
-        over=f"{len(heads.layers)} layers of a context of {context} tokens",
+        over=f"{len(heads.layers)} layers of a context of {contexts_in_words(context)}",
         least=0.05,
     )
     return judged([test], settles=measuring(evidence, "--count 16"))
@@ -163,12 +164,12 @@ def few_pairs_hold_importance(evidence: Evidence) -> Finding:
     return judged(tests, settles=settles)
 
 
-def _foretold(result: xr.DataTree, context: int) -> np.ndarray:
+def _foretold(result: xr.DataTree, context: np.ndarray) -> np.ndarray:
     """The place among the pairs that turns by the band's angle in the context; NaN where none does, (layer)."""
     found = np.full(len(speeds(result)), np.nan)
-    for row, speed in enumerate(speeds(result)):
+    for row, (speed, length) in enumerate(zip(speeds(result), context, strict=True)):
         turning = np.flatnonzero(speed > 0)
-        angles = np.log(speed[turning] * context / BAND_ANGLE)
+        angles = np.log(speed[turning] * length / BAND_ANGLE)
         if len(turning) > 1 and angles.min() <= 0 <= angles.max() and (np.diff(angles) < 0).all():
             found[row] = np.interp(0.0, -angles, turning)
     return found

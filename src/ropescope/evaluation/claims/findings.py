@@ -78,11 +78,16 @@ class Test:
         """Number, interval and control in one sentence without a full stop."""
         unit = f" {self.unit}" if self.unit else ""
         interval = "no interval" if math.isnan(self.low) else f"{written(self.low)} to {written(self.high)}"
-        against = "" if math.isnan(self.control.value) else f" {written(self.control.value)}{unit}"
         return (
             f"{self.what}: {written(self.value)}{unit} (95 % {interval} over {self.over}), asked {self.asked}; "
-            f"{self.control.what}{against}"
+            f"held against {self.against()}"
         )
+
+    def against(self) -> str:
+        """The control with its number."""
+        unit = f" {self.unit}" if self.unit else ""
+        number = "" if math.isnan(self.control.value) else f": {written(self.control.value)}{unit}"
+        return f"{self.control.what}{number}"
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from ropescope.evaluation.claims.evidence import gathered
 from ropescope.evaluation.claims.findings import CANNOT, HOLDS, VERDICTS, Claim, Finding, Test, written
 from ropescope.evaluation.claims.table import CLAIMS
 from ropescope.evaluation.opening import load
+from ropescope.measurement.results import short_name
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -75,7 +76,7 @@ class Verdicts:
         }
         parts = [f"{len(keys[verdict])} {_VERBS[verdict]}" for verdict in VERDICTS]
         named_ones = [f"{verdict.capitalize()}: {', '.join(keys[verdict])}." for verdict in VERDICTS if keys[verdict]]
-        return f"Of {len(self.findings)} claims on {self.model}, {', '.join(parts)}. {' '.join(named_ones)}"
+        return f"Of {len(self.findings)} claims on {short_name(self.model)}, {', '.join(parts)}. {' '.join(named_ones)}"
 
     def text(self) -> str:
         """Write them for a terminal, a paragraph for each claim.
@@ -250,7 +251,11 @@ _VERBS = {HOLDS: "hold", "fails": "fail", CANNOT: "cannot be said"}
 def _block(claim: Claim, found: Finding) -> list[str]:
     lines = [f"{found.verdict.upper():<15} {claim.key}"]
     lines += _folded(claim.statement, "  ").splitlines()
-    lines += [line for test in found.tests for line in _folded(f"{test.sentence()}.", "  - ", "    ").splitlines()]
+    lines += [
+        line
+        for test in found.tests
+        for line in _folded(f"{test.verdict}: {test.sentence()}.", "  - ", "    ").splitlines()
+    ]
     if found.verdict == CANNOT or not found.tests:
         lines += _folded(found.reason, "  ").splitlines()
     elif remark := found.reason.partition(". ")[2]:
@@ -276,8 +281,7 @@ def _rows(claim: Claim, found: Finding) -> Iterator[list[str]]:
 def _numbers(test: Test) -> list[str]:
     unit = f" {test.unit}" if test.unit else ""
     interval = "-" if math.isnan(test.low) else f"{written(test.low)} to {written(test.high)}"
-    against = "" if math.isnan(test.control.value) else f" {written(test.control.value)}{unit}"
-    return [f"{written(test.value)}{unit}", interval, test.over, test.asked, f"{test.control.what}{against}"]
+    return [f"{written(test.value)}{unit}", interval, test.over, test.asked, test.against()]
 
 
 def _plain(claim: Claim, found: Finding) -> dict[str, Any]:

@@ -88,7 +88,7 @@ def bands_are_loud(evidence: Evidence, stream: str = QUERY) -> Finding:
                 f"share of pairs in {name} that are louder than their head's mean, minus that of random pairs",
                 excess,
                 0.0,
-                "random pairs of the same heads",
+                Control("random pairs of the same heads", chance),
                 over=over,
             ),
         ],
@@ -120,7 +120,7 @@ def bands_are_runs(evidence: Evidence, stream: str = QUERY) -> Finding:
         f"mean run of {stream} band pairs, minus that of pairs shuffled within heads",
         jackknife(longer, *columns),
         0.0,
-        Control("shuffled, a run has", by_chance),
+        Control("a run of shuffled pairs", by_chance),
         over=heads.over(),
         unit="pairs",
         least=_LONGER,
@@ -187,7 +187,7 @@ def nope_has_bands_not_periods(evidence: Evidence, stream: str = QUERY) -> Findi
                 f"share of {stream} pairs that are {selection.plural} in NoPE layers, minus that in RoPE layers",
                 jackknife(excess, share, turns),
                 0.0,
-                Control("in RoPE layers", float(share[turns].mean())),
+                Control("the RoPE layers", float(share[turns].mean())),
                 over=heads.over(),
                 least=_FEW,
             )
@@ -204,7 +204,7 @@ def keys_are_more_periodic(evidence: Evidence) -> Finding:
     counts = [side.chosen(PERIODIC).sum((1, 2)) for side in sides]
     if (number := sum(int(count.sum()) for count in counts)) < LEAST_PAIRS:
         return unknown(
-            f"{number or 'No'} query and key pairs have {PERIODIC.rule}; the least to judge by is {LEAST_PAIRS}.",
+            f"Query and key pairs with {PERIODIC.rule}: {number}; the least to judge by is {LEAST_PAIRS}.",
             "another model, measured: this one has hardly any periodic pair",
         )
     pairs = [side.present.sum((1, 2)) for side in sides]
@@ -216,14 +216,14 @@ def keys_are_more_periodic(evidence: Evidence) -> Finding:
         "share of periodic key pairs minus that of periodic query pairs",
         jackknife(excess, *counts, *pairs),
         0.0,
-        Control("share of queries", float(counts[0].sum() / pairs[0].sum())),
+        Control("queries", float(counts[0].sum() / pairs[0].sum())),
         over=sides[0].over(),
         least=_FEW,
     )
     return judged([test], settles=_more_layers(evidence))
 
 
-def keys_are_alike(evidence: Evidence) -> Finding:
+def keys_have_bands(evidence: Evidence) -> Finding:
     """Whether the bands of keys are loud and contiguous, too."""
     return joint([bands_are_loud(evidence, KEY), bands_are_runs(evidence, KEY)])
 
@@ -255,7 +255,7 @@ def _judgeable(evidence: Evidence, stream: str, selection: Selection) -> tuple[H
     heads = Heads.of(result, stream)
     number = int(heads.chosen(selection).sum())
     if number < LEAST_PAIRS:
-        why = f"{number or 'No'} {stream} pairs have {selection.rule}; the least to judge by is {LEAST_PAIRS}."
+        why = f"{stream.capitalize()} pairs with {selection.rule}: {number}; the least to judge by is {LEAST_PAIRS}."
         return None, unknown(why, "another model or text, measured: this one has hardly any such pair")
     if len(heads.layers) < LEAST_LAYERS:
         why = f"{len(heads.layers)} layers give no interval; the least is {LEAST_LAYERS}."

@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 
 from ropescope.analysis.comparability import check_frames, on_scale_of
-from ropescope.analysis.overlap import jaccard
+from ropescope.analysis.overlap import chance_anywhere, jaccard
 from ropescope.analysis.places import SELECTION, localise
 from ropescope.analysis.shares import ENTROPY, SOURCE, octaves
 from ropescope.base.axes import HEAD_AXIS, KEY, LAYER, PAIR, QUERY, SEQUENCE, STREAMS
@@ -37,7 +37,7 @@ def bands_in_many_heads(evidence: Evidence, stream: str = QUERY) -> Finding:
     there = heads.present.any(-1)
     holding = heads.chosen(BANDS).any(-1)
     share = jackknife(lambda some, all_: some.sum() / all_.sum(), holding.sum(1), there.sum(1))
-    test = above(f"share of {stream} heads with a band", share, 0.5, "many, taken as more than half", over=heads.over())
+    test = above(f"share of {stream} heads with a band", share, 0.5, "half of the heads", over=heads.over())
     return judged([test], settles=measuring(evidence, "--count 16"))
 
 
@@ -63,7 +63,7 @@ def other_model_has_them_elsewhere(evidence: Evidence, stream: str = QUERY) -> F
         f"mean difference of the share of {stream} bands in an octave of wavelength, to {other[0]}",
         jackknife(apart, members, pairs, of_first),
         float(np.nanquantile(shuffled, 0.975)),
-        "layers shuffled between the models, at most (97.5 %)",
+        "layers shuffled between the models, 97.5 % of which stay below",
         over=f"{len(of_first)} layers of both",
         least=_APART,
     )
@@ -108,7 +108,7 @@ def neither_fast_nor_slow(evidence: Evidence) -> Finding:
                 f"share of the variance of {stream} SpectrumFE that pair index explains",
                 share,
                 0.5,
-                "less than all else together",
+                "all else together",
                 over=heads.over(),
             )
         )
@@ -175,11 +175,13 @@ def _kept_places(first: xr.DataTree, other: Named, selection: Selection, stream:
         return np.asarray(np.mean(across) - np.mean(within))
 
     within = float(np.mean([jaccard(*side) for side in halves]))
+    sizes = [int(half.sum()) for side in halves for half in side]
+    chance = float(chance_anywhere(halves[0][0].size, sizes[0], sizes[2])[0])
     return above(
         f"overlap (Jaccard) of {stream} {selection.plural} with {name}, minus that of halves of one result",
         jackknife(change, *layers_first),
         -PLACES_MARGIN,
-        Control("halves of one result overlap", within),
+        Control(f"by chance {chance:.2f}, halves of one result", within),
         over=f"{len(layers_first[0])} layers",
     )
 

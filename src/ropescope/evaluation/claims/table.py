@@ -47,12 +47,12 @@ CLAIMS = (
         observations.nope_has_bands_not_periods,
     ),
     Claim(
-        "keys-are-alike",
-        "Keys have bands as queries do: loud and contiguous.",
+        "keys-have-bands",
+        "Keys, too, have bands: loud and contiguous.",
         FREQUENCY_ENTROPY,
         "appendix A.2",
         "a measurement",
-        observations.keys_are_alike,
+        observations.keys_have_bands,
     ),
     Claim(
         "keys-are-more-periodic",
@@ -104,7 +104,7 @@ CLAIMS = (
     ),
     Claim(
         "bands-hold-importance",
-        "Bands matter to the model: they hold more of what its output feels than their number.",
+        "Bands matter to the model: they hold a larger share of the importance than of the pairs.",
         FREQUENCY_ENTROPY,
         "section 4.2, by Fisher information instead of a sweep",
         "a measurement and importance",
@@ -200,7 +200,7 @@ CLAIMS = (
     ),
     Claim(
         "few-pairs-hold-importance",
-        "A small part of the pairs holds most of what the model's output feels.",
+        "A small part of the pairs holds most of the importance.",
         FREQUENCY_AWARE,
         "abstract, by Fisher information instead of chosen tokens",
         "importance",

@@ -49,7 +49,7 @@ def bands_are_essential(evidence: Evidence) -> Finding:
                 f"change of perplexity with bands at {alpha:g}",
                 own,
                 PERPLEXITY_MARGIN,
-                Control("as many random pairs change it by", random),
+                Control("as many random pairs", random),
                 over=over,
                 unit="%",
             ),
@@ -77,7 +77,7 @@ def redundant(evidence: Evidence, selection: Selection) -> Finding:
         f"change of perplexity with {selection.plural} at {alpha:g}",
         own,
         PERPLEXITY_MARGIN,
-        Control("as many random pairs change it by", random),
+        Control("as many random pairs", random),
         over=f"{data.sizes[WINDOW]} windows",
         unit="%",
     )
