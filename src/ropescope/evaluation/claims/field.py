@@ -7,7 +7,6 @@ import xarray as xr
 
 from ropescope.base.axes import KEY, QUERY, SEQUENCE, STREAMS
 from ropescope.base.statistics import LEAST_WINDOWS, jackknife
-from ropescope.base.statistics import jackknife
 from ropescope.evaluation.claims.arms import BAND_ANGLE, contexts, contexts_in_words, speeds
 from ropescope.evaluation.claims.evidence import Evidence
 from ropescope.evaluation.claims.findings import Control, Finding, above, below, judged, unknown

@@ -25,11 +25,12 @@ from ropescope.evaluation.claims.observations import Heads, unmeasured
 from ropescope.evaluation.importance_validation import KIND, LEAST
 from ropescope.evaluation.sweep.changes import ALL_RANDOM, CONTROL, change
 from ropescope.evaluation.sweep.dataset import ALPHA, ARM, SELECTION, SWEEP, WINDOW
+from ropescope.evaluation.sweep.in_words import MARGIN
 from ropescope.evaluation.tasks.table import Row, compared
 from ropescope.measurement.results import joined, stream_data
 
 # Perplexity that changes by less, in percent, has not changed; a score, in points.
-PERPLEXITY_MARGIN = 1.0
+PERPLEXITY_MARGIN = 100 * MARGIN
 SCORE_MARGIN = 2.0
 _TABLE_1 = "table1"
 _SCORES = ("acc_norm", "acc", "exact_match")
