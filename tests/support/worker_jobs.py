@@ -61,6 +61,7 @@ def share_windows(workers: Workers, folder: Path) -> None:
             np.testing.assert_array_equal(judged.window_nats, alone.window_nats)
             assert judged.value == alone.value and judged.protocol == alone.protocol
         share_cells(workers, model, folder / f"{architecture}.nc")
+    share_plans(workers, folder)
     automatic = rs.measure(LLAMA.shared(), tokens(5, 96), batch_size="auto", group=workers.group, **FRAMES)
     same_values(automatic, rs.measure(LLAMA.shared(), tokens(5, 96), **FRAMES))
 
@@ -75,6 +76,29 @@ def share_cells(workers: Workers, model: Any, path: Path) -> None:
         # not the attributes: each process has measured for itself, at a time of its own
         xr.testing.assert_equal(together, alone)
     assert not path.with_name(f"{path.name}.partial").exists()
+
+
+def share_plans(workers: Workers, folder: Path) -> None:
+    """Calibration, with fewer windows than processes too, then plans to judge; the first process alone times."""
+    model = LLAMA.shared()
+    for count in (5, 1):
+        given = {"keep": (0.6,), "sinks": 2}
+        alone = rs.frontier_plans(model, tokens(count, 96, seed=5), **given)
+        together = rs.frontier_plans(
+            model, tokens(count, 96, seed=5), folder=folder / f"plans-{count}", group=workers.group, **given
+        )
+        assert len(set(workers.gathered(" ".join(plan.digest() for plan in together)))) == 1
+        latent, drop = ([*zip(alone[way].layers, together[way].layers, strict=True)] for way in (0, 1))
+        for one, other in latent:
+            torch.testing.assert_close(one.down @ one.up, other.down @ other.up, atol=1e-3, rtol=0)
+        assert all(torch.equal(one.dimensions, other.dimensions) for one, other in drop)
+    windows, timing = tokens(3, 96), rs.Timing(48, tokens=1, rounds=1)
+    data = rs.frontier(model, windows, together, timing=timing, path=folder / "frontier.nc", group=workers.group)
+    plain = rs.frontier(model, windows, together)
+    np.testing.assert_array_equal(data["nats"], plain["nats"])
+    np.testing.assert_array_equal(data["key_bytes"], plain["key_bytes"])
+    same_everywhere(workers, data["prefill_seconds"].values, data["decode_seconds"].values)
+    assert bool((data["decode_seconds"][1:] > 0).all())
 
 
 def share_heads(workers: Workers, folder: Path) -> None:

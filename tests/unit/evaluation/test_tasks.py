@@ -18,11 +18,13 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from architectures import state_of
+from architectures import LLAMA, state_of, tokens
 from harness_tasks import DATA, multiple_choice, write, write_tasks
 from launching import run_job
 from ropescope.base.errors import InputError, MissingExtraError, ResultError, TaskError
 from ropescope.cli import main
+from ropescope.compression.planning import plan_keys
+from ropescope.compression.thinning import thin_keys
 from ropescope.evaluation.tasks import harness as harness_module
 from ropescope.evaluation.tasks.dataset import TASKS, labelled, to_json
 from ropescope.evaluation.tasks.evaluating import evaluate_tasks
@@ -115,6 +117,28 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def run(loaded: Any, folder: Path, masks: Any, tasks: Any = ("first",), **options: Any) -> xr.Dataset:
     protocol = TaskProtocol(limit=12, include_path=folder, batch_size=4)
     return evaluate_tasks(*loaded, list(tasks), masks, **{"alpha": 0.0, "protocol": protocol, **options})
+
+
+def test_thin_keys_are_an_arm_whose_answers_are_those_of_the_harness_inside_them(
+    loaded: Any, folder: Path, masks: Any, tmp_path: Path
+) -> None:
+    model, tokenizer = loaded
+    plan = plan_keys(model, token_windows(tokenizer, "builtin", length=64, count=8), keep=0.6, metric="query", sinks=2)
+    data = run(loaded, folder, {"thin": plan, "slow": masks["slow"]}, path=tmp_path / "tasks.nc")
+    assert data["arm"].values.tolist() == ["plain", "slow at 0", "thin"]
+    with thin_keys(model, plan):
+        inside = run(loaded, folder, masks["none"])
+    np.testing.assert_array_equal(data["outcome"].sel(arm="thin"), inside["outcome"].sel(arm="plain"))
+    np.testing.assert_array_equal(data["value"].sel(arm="thin"), inside["value"].sel(arm="plain"))
+    rows = [row for row in compared(data) if row.selection == "thin"]
+    assert rows and np.isnan(rows[0].alpha)
+    assert re.search(r"thin +- ", tasks_table(data))
+    assert json.loads(tasks_table(data, format="json"))["scores"][-1]["alpha"] is None
+    with pytest.raises(InputError, match="called 'plain', which the model as it stands is"):
+        run(loaded, folder, {"plain": plan})
+    other = plan_keys(LLAMA.shared(), tokens(8, 48), keep=0.6, metric="query")
+    with pytest.raises(InputError, match="made for other weights"):
+        run(loaded, folder, other)
 
 
 def planted(*scores: tuple[list[float], list[float]], higher: bool | None = True, **changes: Any) -> xr.Dataset:

@@ -7,8 +7,9 @@ side by side, and every finished task is kept at once, so a killed run goes on a
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,9 @@ import xarray as xr
 from ropescope.base.errors import InputError, ResultError, TaskError
 from ropescope.base.facts import versions
 from ropescope.base.files import check_target, written_whole
+from ropescope.compression.plans import KeyPlan
+from ropescope.compression.thinning import check_fits, thin_keys
+from ropescope.evaluation.frontier.judging import named_plans
 from ropescope.evaluation.sweep.arms import cell_name, check_masks, checked_alphas
 from ropescope.evaluation.tasks.dataset import (
     PLAIN,
@@ -43,6 +47,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+Changed = PairMask | KeyPlan
 DEFAULT_PROTOCOL = TaskProtocol()
 
 
@@ -50,7 +55,7 @@ def evaluate_tasks(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     tasks: Sequence[str],
-    mask: PairMask | Mapping[str, PairMask],
+    mask: PairMask | KeyPlan | Mapping[str, PairMask | KeyPlan],
     alpha: float | Iterable[float] = 0.1,
     *,
     protocol: TaskProtocol = DEFAULT_PROTOCOL,
@@ -61,22 +66,23 @@ def evaluate_tasks(
     group: ProcessGroup | None = None,
     progress: bool = False,
 ) -> xr.Dataset:
-    """Run tasks of lm-evaluation-harness on a model as it stands and with pairs turned down, on the same documents.
+    """Run tasks of lm-evaluation-harness on a model as it stands and changed, on the same documents.
 
     Parameters
     ----------
     model, tokenizer
-        The model that the masks were selected on.
+        The model that the masks were selected on, or the plans made for.
     tasks
         Names of the harness's tasks, groups or tags, or paths of task files.
     mask
-        The pairs to turn down; several masks by name share the plain run.
+        The pairs to turn down, or a plan of thin keys to run on; several by name share the plain run.
     alpha
-        Strength of the weighting, 0 to 1, or several of them.
+        Strength of the weighting, 0 to 1, or several of them; plans have none.
     protocol
         Few-shot examples, limit, batch size, seed, task folder and further arguments of the harness.
     intervention
         Called with model, mask and alpha, gives a context in which the tasks are run, as in :func:`ropescope.sweep`.
+        Plans run in :func:`ropescope.thin_keys`.
     path
         NetCDF file for the dataset. Beside it a folder ``<path>.partial`` keeps every finished task until all are
         done: the same call after a crash, or after a task failed, goes on there.
@@ -97,13 +103,14 @@ def evaluate_tasks(
     -------
     xarray.Dataset
         `value` and `stderr` (arm, score) as the harness gives them, for every task, metric and filter; `outcome` (arm,
-        item) for every document. Arms are "plain" and "<selection> at <alpha>". The attribute `provenance` holds
-        model, masks, protocol, versions and, under `failed`, what became of tasks that could not be run.
+        item) for every document. Arms are "plain", "<selection> at <alpha>", and plans by name. The attribute
+        `provenance` holds model, masks, protocol, versions and, under `failed`, what became of tasks that could not be
+        run.
 
     Raises
     ------
     InputError
-        Before anything runs: no task, no mask, a mask of another model, a strength outside 0 to 1, unknown settings.
+        Before anything runs: no task, no mask, one of another model, a strength outside 0 to 1, unknown settings.
     TaskError
         If the harness is not installed, a task is unknown, or every task fails. One that fails does not stop others.
     ResultError
@@ -118,7 +125,7 @@ def evaluate_tasks(
     >>> data = evaluate_tasks(model, tokenizer, ["hellaswag"], mask, 0.1)  # doctest: +SKIP
     >>> print(tasks_table(data))  # doctest: +SKIP
     """
-    masks = {str(mask.provenance["selection"]): mask} if isinstance(mask, PairMask) else dict(mask)
+    masks = _named(mask)
     arms = _arms(masks, [alpha] if isinstance(alpha, int | float) else alpha)
     _check_fit(model, masks)
     workers = workers_of(model, group)
@@ -145,27 +152,40 @@ def evaluate_tasks(
     return output.finished_or_made(Cells("tasks", "task", workers, progress), made)
 
 
-def _check_fit(model: PreTrainedModel, masks: Mapping[str, PairMask]) -> None:
+def _named(given: Changed | Mapping[str, Changed]) -> dict[str, Changed]:
+    if isinstance(given, KeyPlan):
+        return {**named_plans([given])}
+    return {str(given.provenance["selection"]): given} if isinstance(given, PairMask) else dict(given)
+
+
+def _check_fit(model: PreTrainedModel, masks: Mapping[str, Changed]) -> None:
     for mask in masks.values():
-        fitting_card(model, mask)
+        if isinstance(mask, KeyPlan):
+            check_fits(mask, model)
+        else:
+            fitting_card(model, mask)
     check_head(model)
 
 
 @dataclass(frozen=True, slots=True)
 class _Arms:
-    """The model as it stands and with pairs turned down, by the name of the arm."""
+    """The model as it stands, with pairs turned down, and on thin keys, by the name of the arm."""
 
     model: PreTrainedModel
-    masks: Mapping[str, PairMask]
+    masks: Mapping[str, Changed]
     arms: Mapping[str, tuple[str, float]]
     intervention: Intervention
 
     @contextmanager
     def in_force(self, arm: str) -> Iterator[None]:
         selection, strength = self.arms[arm]
-        given = nullcontext() if arm == PLAIN else self.intervention(self.model, self.masks[selection], strength)
-        with undisturbed(self.model), given:
+        with undisturbed(self.model), self._changed(self.masks.get(selection), strength):
             yield
+
+    def _changed(self, mask: Changed | None, strength: float) -> AbstractContextManager[None]:
+        if isinstance(mask, KeyPlan):
+            return thin_keys(self.model, mask)
+        return nullcontext() if mask is None else self.intervention(self.model, mask, strength)
 
 
 def _output(
@@ -187,13 +207,17 @@ def _text(path: str | Path | None) -> str | None:
     return None if path is None else str(path)
 
 
-def _arms(masks: Mapping[str, PairMask], alphas: Iterable[float]) -> dict[str, tuple[str, float]]:
-    """Selection and alpha of every arm, the plain one first."""
+def _arms(masks: Mapping[str, Changed], alphas: Iterable[float]) -> dict[str, tuple[str, float]]:
+    """Selection and alpha of every arm, the plain one first; a plan has no alpha."""
     if not masks:
         raise InputError("got no masks; give one, or several by name as in {'bands': mask}")
-    check_masks(masks)
+    weighted = {name: mask for name, mask in masks.items() if not isinstance(mask, KeyPlan)}
+    check_masks(weighted)
+    if PLAIN in masks:
+        raise InputError(f"got a selection called {PLAIN!r}, which the model as it stands is; name it otherwise")
     strengths = dict.fromkeys(checked_alphas(alphas, "alpha"))
-    return {PLAIN: (PLAIN, 1.0)} | {f"{name} at {alpha:g}": (name, alpha) for name in masks for alpha in strengths}
+    arms = {f"{name} at {alpha:g}": (name, alpha) for name in weighted for alpha in strengths}
+    return {PLAIN: (PLAIN, 1.0)} | arms | {name: (name, math.nan) for name in masks if name not in weighted}
 
 
 def _configuration(
@@ -210,15 +234,14 @@ def _configuration(
     }
 
 
-def _selections(masks: Mapping[str, PairMask]) -> dict[str, Any]:
-    return {
-        name: {
-            **mask.provenance,
-            "sha256": mask.digest(),
-            "pairs": {stream: int(array.sum()) for stream, array in mask.streams().items()},
-        }
-        for name, mask in masks.items()
-    }
+def _selections(masks: Mapping[str, Changed]) -> dict[str, Any]:
+    return {name: {**mask.provenance, "sha256": mask.digest(), **_size(mask)} for name, mask in masks.items()}
+
+
+def _size(mask: Changed) -> dict[str, Any]:
+    if isinstance(mask, KeyPlan):
+        return {"plan": str(mask)}
+    return {"pairs": {stream: int(array.sum()) for stream, array in mask.streams().items()}}
 
 
 def _recorded(data: xr.Dataset) -> dict[str, Any]:
@@ -234,11 +257,17 @@ def _failed(data: xr.Dataset) -> dict[str, str]:
 
 
 def _names(
-    definitions: Mapping[str, str], arms: Mapping[str, tuple[str, float]], masks: Mapping[str, PairMask]
+    definitions: Mapping[str, str], arms: Mapping[str, tuple[str, float]], masks: Mapping[str, Changed]
 ) -> dict[tuple[str, str], str]:
     """The name of the cell of every (task, arm), equal where it must be equal."""
-    names = {arm: "baseline" if arm == PLAIN else cell_name(masks[s], alpha) for arm, (s, alpha) in arms.items()}
+    names = {arm: _cell_name(masks.get(name), alpha) for arm, (name, alpha) in arms.items()}
     return {(task, arm): f"{digest[:32]}-{name}" for task, digest in definitions.items() for arm, name in names.items()}
+
+
+def _cell_name(mask: Changed | None, alpha: float) -> str:
+    if isinstance(mask, KeyPlan):
+        return f"thin-{mask.digest()[:32]}"
+    return "baseline" if mask is None else cell_name(mask, alpha)
 
 
 def _evaluated(

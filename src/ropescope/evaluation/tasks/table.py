@@ -38,7 +38,7 @@ class Row:
     documents
         Documents asked.
     selection, alpha
-        What was turned down, and how far.
+        What was turned down, and how far; NaN for thin keys.
     plain, plain_stderr, weighted, weighted_stderr
         The harness's scores and standard errors.
     better
@@ -229,8 +229,8 @@ def _plain_row(row: Row) -> dict[str, Any]:
         parts = {"difference": found.value, **parts}
     names = ("plain", "plain_stderr", "weighted", "weighted_stderr")
     return {
-        **{name: getattr(row, name) for name in ("task", "metric", "filter", "documents", "selection", "alpha")},
-        **{name: _or_none(getattr(row, name)) for name in names},
+        **{name: getattr(row, name) for name in ("task", "metric", "filter", "documents", "selection")},
+        **{name: _or_none(getattr(row, name)) for name in ("alpha", *names)},
         **parts,
         "verdict": row.verdict,
     }
@@ -242,7 +242,7 @@ def _or_none(value: float) -> float | None:
 
 def _written(row: Row) -> list[str]:
     metric = row.metric if row.filter == "none" else f"{row.metric} ({row.filter})"
-    what = [row.task, metric, str(row.documents), row.selection, f"{row.alpha:g}"]
+    what = [row.task, metric, str(row.documents), row.selection, "-" if math.isnan(row.alpha) else f"{row.alpha:g}"]
     scores = [_score(row.plain, row.plain_stderr), _score(row.weighted, row.weighted_stderr)]
     return [*what, *scores, *_difference_cells(row)]
 
