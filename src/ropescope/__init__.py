@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ropescope.analysis.comparison_in_words import same_places as same_places
     from ropescope.analysis.comparison_in_words import spread_compared as spread_compared
     from ropescope.analysis.heads import default_heads as default_heads
+    from ropescope.analysis.importance_in_words import importance_foretold as importance_foretold
     from ropescope.analysis.importance_shares import importance_shares as importance_shares
     from ropescope.analysis.places import localise as localise
     from ropescope.analysis.places_in_words import where_bands_live as where_bands_live
@@ -43,8 +44,10 @@ if TYPE_CHECKING:
     from ropescope.display.figures.curves import sweep_curves as sweep_curves
     from ropescope.display.figures.frontier import frontier_curves as frontier_curves
     from ropescope.display.figures.heads import panel as panel
+    from ropescope.display.figures.importance import importance_scatter as importance_scatter
     from ropescope.display.figures.maps import overview as overview
     from ropescope.display.figures.maps import variable_map as variable_map
+    from ropescope.display.figures.sets import set_predictions as set_predictions
     from ropescope.display.figures.side_by_side import side_by_side as side_by_side
     from ropescope.display.figures.spread import bands_over_wavelength as bands_over_wavelength
     from ropescope.display.figures.spread import spread_curves as spread_curves
@@ -58,6 +61,8 @@ if TYPE_CHECKING:
     from ropescope.evaluation.opening import load as load
     from ropescope.evaluation.perplexity import Perplexity as Perplexity
     from ropescope.evaluation.perplexity import perplexity as perplexity
+    from ropescope.evaluation.set_prediction import predicted_kl as predicted_kl
+    from ropescope.evaluation.set_validation import validate_sets as validate_sets
     from ropescope.evaluation.sweep.arms import Controls as Controls
     from ropescope.evaluation.sweep.changes import sweep_table as sweep_table
     from ropescope.evaluation.sweep.sweeping import sweep as sweep
@@ -74,9 +79,9 @@ if TYPE_CHECKING:
     from ropescope.interventions.selection import select as select
     from ropescope.interventions.weighting import weighted_rope as weighted_rope
     from ropescope.measurement.importance import importance as importance
+    from ropescope.measurement.joining import joined as joined
     from ropescope.measurement.labelling import label_pairs as label_pairs
     from ropescope.measurement.measure import measure as measure
-    from ropescope.measurement.results import joined as joined
     from ropescope.measurement.results import save as save
     from ropescope.measurement.summary import summary_text as summary_text
     from ropescope.model.card import RotaryCard as RotaryCard
@@ -122,13 +127,16 @@ _HOME = {
     "white_noise_entropy": "base.entropy",
     "importance": "measurement.importance",
     "importance_shares": "analysis.importance_shares",
+    "importance_foretold": "analysis.importance_in_words",
     "validate_importance": "evaluation.importance_validation",
     "claims": "evaluation.claims.judging",
     "Verdicts": "evaluation.claims.judging",
+    "predicted_kl": "evaluation.set_prediction",
+    "validate_sets": "evaluation.set_validation",
     "report": "display.report.writing",
     "label_pairs": "measurement.labelling",
     "variable_map": "display.figures.maps",
-    "joined": "measurement.results",
+    "joined": "measurement.joining",
     "register": "base.pair_variables",
     "PairVariable": "base.pair_variables",
     "RopescopeError": "base.errors",
@@ -155,6 +163,8 @@ _HOME = {
     "default_heads": "analysis.heads",
     "panel": "display.figures.heads",
     "overview": "display.figures.maps",
+    "importance_scatter": "display.figures.importance",
+    "set_predictions": "display.figures.sets",
     "side_by_side": "display.figures.side_by_side",
     "spread_curves": "display.figures.spread",
     "bands_over_wavelength": "display.figures.spread",

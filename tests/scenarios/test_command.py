@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import signal
 import subprocess
@@ -314,10 +315,13 @@ def test_demo_measures_draws_and_says_what_to_look_at(builtin, tmp_path, monkeyp
     cli.main(["demo", "--output-dir", str(tmp_path)])
     output = capsys.readouterr().out
     names = {f"builtin-{stream}-{name}.png" for stream in ("query", "key") for name in ("panel", "overview")}
-    made = {"builtin.nc", "builtin-sweep.nc", "builtin-curves.png", "builtin.html"}
+    made = {"builtin.nc", "builtin-importance.nc", "builtin-sweep.nc", "builtin-curves.png", "builtin.html"}
     assert {path.name for path in tmp_path.iterdir()} == names | made
     for word in ("layers 0-29", "strongest bands", "What to look at", "ropescope measure", "What matters?"):
         assert word in output
+    assert re.search(
+        r"^Bands are \d+ % of the query pairs and hold \d+ % \(\d+ % to \d+ %\) of what the loss feels\.$", output, re.M
+    )
     bands, outliers, periodic, _, last = output.strip().splitlines()[-5:]
     assert last.endswith(str(tmp_path / "builtin.html"))
     assert "alpha 0 raises perplexity from" in bands and "random pairs" in bands

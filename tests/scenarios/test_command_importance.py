@@ -10,6 +10,7 @@ import xarray as xr
 import ropescope as rs
 from refusals import refusal
 from ropescope import cli
+from ropescope.evaluation.set_prediction import sets_in_words, sets_table
 from ropescope.measurement.worth_in_words import cumulative_share, importance_text
 
 
@@ -78,14 +79,47 @@ def test_selections_and_sweeps_take_its_file(weighing, result, saved, text, tmp_
     assert swept["selected_pairs"].sel(selection="best 0.5 kept").values.tolist() == [16, 8]
 
 
+def test_its_file_is_held_against_entropies_in_words_and_in_figures(weighing, result, tmp_path, capsys):
+    cli.main(weighing)
+    path = str(tmp_path / "worth.nc")
+    assert f"ropescope show RESULT --importance {path}" in capsys.readouterr().out
+    cli.main(["show", str(result), "--importance", path])
+    shown = capsys.readouterr().out
+    assert "importance: median" in shown and "There are no intervals: the importance is of 2 windows" in shown
+    assert shown.rstrip().endswith(rs.importance_foretold(rs.load(result), rs.load(path)).text())
+    cli.main(["figures", str(result), "--importance", path, "--stream", "key", "--output-dir", str(tmp_path / "f")])
+    worth = ("fisher", "gradient", "rotation_fisher", "rotation_gradient")
+    names = {f"result-key-{name}.png" for name in ("panel", "overview", *worth)}
+    assert {file.name for file in (tmp_path / "f").iterdir()} == names | {"result-importance.png"}
+
+
+def test_sets_are_turned_down_and_what_was_foretold_is_told_and_drawn(weighing, result, tmp_path, capsys):
+    sets = ["pair < 2", "spectrum_fe > 0.1"]
+    cli.main([*weighing, "--result", str(result), "--validate-sets", *sets])
+    output, path = capsys.readouterr().out, tmp_path / "worth-sets-validated.nc"
+    check = rs.load(path)
+    assert check.selection.values.tolist() == sets and check.sizes["alpha"] == 5
+    assert sets_table(check).text() in output and sets_in_words(check)[0] in output
+    cli.main(["show", str(path)])
+    assert capsys.readouterr().out.rstrip().endswith(sets_in_words(check)[0])
+    cli.main(["figures", str(path), "--output-dir", str(tmp_path / "f")])
+    assert [file.name for file in (tmp_path / "f").iterdir()] == ["worth-sets-validated.png"]
+    worth = ["--importance", str(tmp_path / "worth.nc")]
+    assert "got --importance without a measurement" in refusal(capsys, "figures", str(path), *worth)
+
+
 def test_bad_options_of_importance(weighing, result, saved, text, tmp_path, capsys):
+    worth = str(tmp_path / "worth.nc")
+    cli.main(weighing)
     assert "draws got 0; it is at least 1" in refusal(capsys, *weighing, "--draws", "0")
     assert "validate got 2; it is at least 3" in refusal(capsys, *weighing, "--validate", "2")
+    assert "got --validate-sets without --result" in refusal(capsys, *weighing, "--validate-sets", "bands")
     assert "batch_size got 0" in refusal(capsys, *weighing, "--batch-size", "0")
     assert "is not a file of importance" in refusal(
         capsys, "select", str(result), "fisher < 1", "--importance", str(result)
     )
     assert "the result holds no fisher" in refusal(capsys, "select", str(result), "fisher < 1")
+    assert "which is no file of 'ropescope measure'" in refusal(capsys, "show", worth, "--importance", worth)
     keeping = ["sweep", str(saved), str(result), "--corpus", str(text), "--keep-best", "0.5"]
     assert "got --keep-best without --importance" in refusal(capsys, *keeping)
 

@@ -8,7 +8,8 @@ import xarray as xr
 from ropescope.base.axes import HEAD_AXIS, LAYER, PAIR, STREAMS
 from ropescope.base.pair_variables import PairVariable
 from ropescope.base.tables import Section, Table
-from ropescope.measurement.results import further_variables, stream_data
+from ropescope.measurement.joining import further_variables
+from ropescope.measurement.results import stream_data
 
 _QUANTILES = (0.1, 0.5, 0.9)
 

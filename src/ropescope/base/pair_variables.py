@@ -32,6 +32,8 @@ class PairVariable:
         What a low value means; None where low and high mean nothing of themselves.
     scale
         Its usual range, which every figure and page draws, so that two models compare by eye.
+    logarithmic
+        Whether figures draw it on a logarithmic scale, 0 as the least; it is never negative then.
 
     Examples
     --------
@@ -45,6 +47,22 @@ class PairVariable:
     text: str | None = None
     low: str | None = None
     scale: tuple[float, float] | None = None
+    logarithmic: bool = False
+
+    @property
+    def axis_label(self) -> str:
+        """What an axis of its values is called, with the unit where it has one.
+
+        Returns
+        -------
+        str
+
+        Examples
+        --------
+        >>> PairVariable("dominant_period", "dominant period", "token").axis_label
+        'dominant period (token)'
+        """
+        return self.label if self.unit == "1" else f"{self.label} ({self.unit})"
 
 
 MEASURED = (
@@ -79,6 +97,7 @@ WORTH = (
         "nat/token",
         text="mean squared derivative of the log-likelihood of tokens drawn from the model with respect to the pair's "
         "scale, over the tokens of a window; half of it is what the loss of the pair costs in KL divergence",
+        logarithmic=True,
     ),
     PairVariable(
         "gradient",
@@ -92,6 +111,7 @@ WORTH = (
         "rotation importance",
         "nat/token",
         text="as importance, with respect to the share of its rotation that a key head's group loses in the pair",
+        logarithmic=True,
     ),
     PairVariable(
         "rotation_gradient",

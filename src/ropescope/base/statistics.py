@@ -18,7 +18,9 @@ _LEAST_LAYERS = 3
 _BLOCK = 2**22
 
 
-def jackknife(statistic: Callable[..., np.ndarray], *arrays: np.ndarray, least: int = _LEAST_LAYERS) -> np.ndarray:
+def jackknife(
+    statistic: Callable[..., np.ndarray | float], *arrays: np.ndarray, least: int = _LEAST_LAYERS
+) -> np.ndarray:
     r"""A statistic with its 95 % jackknife interval over the first axis, which leaves no unit twice in a sample.
 
     .. math:: \hat\theta \pm t_{n-1} \sqrt{\tfrac{n-1}{n} \sum_i (\hat\theta_{(i)} - \bar\theta_{(\cdot)})^2}

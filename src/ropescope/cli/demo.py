@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ropescope.base.axes import STREAMS
+from ropescope.base.axes import QUERY, STREAMS
 from ropescope.cli.drawing import draw_result, make_folder, save_figure
 from ropescope.cli.options import PAPER_SELECTIONS, app
 from ropescope.cli.printing import say
@@ -43,9 +43,22 @@ def demo(*, output_dir: Path = Path("ropescope-demo")) -> None:
     for written in draw_result(result, "builtin", [], STREAMS, ("png",), output_dir):
         say(f"figure: {written}")
     say(_WHAT_TO_LOOK_AT)
+    worth = _demo_importance(loaded, tokenizer, result, output_dir)
     swept = _demo_sweep(loaded, tokenizer, result, output_dir)
-    page = rs.report([target, swept], output_dir / "builtin.html", overwrite=True)
+    page = rs.report([target, worth, swept], output_dir / "builtin.html", overwrite=True)
     say(f"\nAll of it to explore, in a browser and offline: {output_dir / page.name}")
+
+
+def _demo_importance(model: Any, tokenizer: Any, result: xr.DataTree, folder: Path) -> Path:
+    """Ask what the loss feels of every pair, on a few short windows; give the file of it."""
+    import ropescope as rs
+    from ropescope.analysis.importance_in_words import bands_sentence
+
+    say("\nWhat does the loss feel? Importance of every pair, 5 windows of 512 tokens, one draw\n")
+    windows = rs.token_windows(tokenizer, "builtin", length=512, count=5)
+    worth = rs.importance(model, windows, draws=1, progress=True)
+    say(bands_sentence(rs.importance_shares(result, worth), QUERY))
+    return rs.save(worth, (folder / "builtin-importance.nc").resolve())
 
 
 def _demo_sweep(model: Any, tokenizer: Any, result: xr.DataTree, folder: Path) -> Path:

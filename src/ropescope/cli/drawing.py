@@ -13,6 +13,7 @@ from ropescope.cli.printing import say
 
 if TYPE_CHECKING:
     import xarray as xr
+    from matplotlib.figure import Figure
 
 
 def report_sweep(data: xr.Dataset, target: Path, model: str) -> None:
@@ -92,19 +93,41 @@ def draw_result(
     streams: Iterable[str],
     formats: Iterable[str],
     folder: Path,
+    importance: xr.DataTree | None = None,
 ) -> Iterable[Path]:
-    make_folder(folder)
-    with drawing("the result is as it was"):
-        from ropescope.analysis.heads import default_heads
-        from ropescope.display.figures.heads import panel
-        from ropescope.display.figures.maps import overview
+    """Panel and overview of each stream, and a map of every variable that was joined; importance joined if given."""
+    from ropescope.measurement.joining import joined
 
+    make_folder(folder)
+    drawn = result if importance is None else joined(result, importance)
+    with drawing("the result is as it was"):
         for stream in streams:
-            shown = [(int(layer or 0), int(head or 0)) for layer, head in heads] or default_heads(result, stream)
-            drawn = {"panel": panel(result, shown, stream), "overview": overview(result, stream)}
-            for name, figure in drawn.items():
+            for name, figure in _of_stream(drawn, heads, stream):
                 for extension in formats:
                     yield save_figure(figure, folder / f"{stem}-{stream}-{name}.{extension}")
+        if importance is not None:
+            from ropescope.display.figures.importance import importance_scatter
+
+            figure = importance_scatter(result, importance)
+            for extension in formats:
+                yield save_figure(figure, folder / f"{stem}-importance.{extension}")
+
+
+def _of_stream(
+    result: xr.DataTree, heads: list[tuple[int | None, int | None]], stream: str
+) -> Iterator[tuple[str, Figure]]:
+    """Figures of one stream by the end of their name."""
+    from ropescope.analysis.heads import default_heads
+    from ropescope.display.figures.heads import panel
+    from ropescope.display.figures.maps import overview, variable_map
+    from ropescope.measurement.joining import further_variables
+    from ropescope.measurement.results import stream_data
+
+    shown = [(int(layer or 0), int(head or 0)) for layer, head in heads] or default_heads(result, stream)
+    yield "panel", panel(result, shown, stream)
+    yield "overview", overview(result, stream)
+    for variable in further_variables(stream_data(result, stream)):
+        yield variable.name, variable_map(result, variable.name, stream)
 
 
 def draw_sweeps(paths: list[Path], formats: Iterable[str], folder: Path) -> Iterable[Path]:
@@ -131,6 +154,16 @@ def draw_frontiers(paths: list[Path], formats: Iterable[str], folder: Path) -> I
         figure = frontier_curves(frontiers)
         for extension in formats:
             yield save_figure(figure, folder / f"{paths[0].stem}-curves.{extension}")
+
+
+def draw_sets(check: xr.Dataset, stem: str, formats: Iterable[str], folder: Path) -> Iterable[Path]:
+    make_folder(folder)
+    with drawing("the validation is as it was"):
+        from ropescope.display.figures.sets import set_predictions
+
+        figure = set_predictions(check)
+        for extension in formats:
+            yield save_figure(figure, folder / f"{stem}.{extension}")
 
 
 def save_figure(figure: Any, path: Path) -> Path:

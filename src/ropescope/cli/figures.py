@@ -9,20 +9,25 @@ from cyclopts import Parameter
 
 from ropescope.base.errors import InputError
 from ropescope.base.files import named
-from ropescope.cli.drawing import draw_frontiers, draw_result, draw_sweeps
+from ropescope.cli.drawing import draw_frontiers, draw_result, draw_sets, draw_sweeps
 from ropescope.cli.options import (
     Format,
     Stream,
+    WorthPath,
     app,
     parse_heads,
     streams_of,
+    worth_of,
 )
 from ropescope.cli.printing import say
 
 
 @app.command
 def figures(
-    *results: Annotated[Path, Parameter(help="Files of `ropescope measure`, `sweep` and `compress`.")],
+    *results: Annotated[
+        Path, Parameter(help="Files of `ropescope measure`, `sweep` and `compress`, or a validation of sets.")
+    ],
+    importance: WorthPath = None,
     heads: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative="")] = (),
     stream: Stream = "both",
     format: Annotated[tuple[Format, ...], Parameter(consume_multiple=True, negative="")] = ("png",),
@@ -31,8 +36,10 @@ def figures(
     """Draw results: the panel of chosen heads, the overview of all layers, the curves of sweeps and of thin keys.
 
     The panel shows, for each head, SpectrumFE and SequenceFE over the pairs and the norms over the positions (figures
-    1, 2 and 4 of the paper). The overview maps layer by pair. All sweeps go into one figure, a line for each (figure
-    3), named after its file; all files of thin keys into another, a panel for each.
+    1, 2 and 4 of the paper). The overview maps layer by pair. With importance the panel shows it too, it is mapped, and
+    set against SpectrumFE pair by pair. All sweeps go into one figure, a line for each (figure 3), named after its
+    file; all files of thin keys into another, a panel for each. Of a validation of sets, true KL divergence is drawn
+    over the predicted one.
 
     Example: `ropescope figures qwen3.nc --heads 6:0 1:0 --stream key --format png pdf`
 
@@ -50,6 +57,7 @@ def figures(
     from ropescope.base.files import check_folder
     from ropescope.base.netcdf import schema_of
     from ropescope.evaluation.frontier.dataset import FRONTIER
+    from ropescope.evaluation.set_validation import SET_VALIDATION
     from ropescope.evaluation.sweep.dataset import SWEEP
     from ropescope.measurement.results import load
 
@@ -57,18 +65,25 @@ def figures(
         raise InputError("figures got no result file; name at least one: ropescope figures RESULT.nc")
     named(results)
     check_folder(output_dir)
-    chosen = parse_heads(heads)
+    worth, chosen = worth_of(importance), parse_heads(heads)
     if any(None in place for place in chosen):
         raise InputError("figures got '*' in --heads; name each head as LAYER:HEAD")
     kinds = {path: schema_of(path) for path in results}
-    sweeps, frontiers = ([path for path in results if kinds[path] == each.name] for each in (SWEEP, FRONTIER))
-    for path in results:
-        if path not in [*sweeps, *frontiers]:
-            for written in draw_result(load(path), path.stem, chosen, streams_of(stream), format, output_dir):
-                say(written)
+    sweeps, frontiers, sets = (
+        [path for path in results if kinds[path] == kind.name] for kind in (SWEEP, FRONTIER, SET_VALIDATION)
+    )
+    measured = [path for path in results if path not in (*sweeps, *frontiers, *sets)]
+    if worth is not None and not measured:
+        raise InputError("figures got --importance without a measurement; name the file of 'ropescope measure' too")
+    for path in measured:
+        for written in draw_result(load(path), path.stem, chosen, streams_of(stream), format, output_dir, worth):
+            say(written)
     if sweeps:
         for written in draw_sweeps(sweeps, format, output_dir):
             say(written)
     if frontiers:
         for written in draw_frontiers(frontiers, format, output_dir):
+            say(written)
+    for path in sets:
+        for written in draw_sets(SET_VALIDATION.load(path), path.stem, format, output_dir):
             say(written)

@@ -51,7 +51,7 @@ TENTHS = tuple(step / 10 for step in range(11))
 ResultPath = Annotated[Path, Parameter(help="Result file of `ropescope measure`.")]
 WorthPath = Annotated[
     Path | None,
-    Parameter(help="File of `ropescope importance` for this model, whose variables expressions may name."),
+    Parameter(help="File of `ropescope importance` for this model."),
 ]
 ModelName = Annotated[
     str,

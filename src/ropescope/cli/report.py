@@ -14,7 +14,9 @@ from ropescope.cli.printing import say
 
 @app.command
 def report(
-    *files: Annotated[Path, Parameter(help="Files of `ropescope measure`, `sweep`, `compress` and `tasks`.")],
+    *files: Annotated[
+        Path, Parameter(help="Files of `ropescope measure`, `importance`, `sweep`, `compress` and `tasks`.")
+    ],
     output: Annotated[Path, Parameter(name=["--output", "-o"], group=OUTPUT_GROUP)] = Path("report.html"),
     overwrite: Annotated[bool, Parameter(negative="", group=OUTPUT_GROUP)] = False,
 ) -> None:
@@ -22,9 +24,10 @@ def report(
 
     It maps both entropies over layers, heads and pairs, follows a click or the arrow keys to a head's curves, norms,
     mean spectrum and periods, and recounts as thresholds move; a link brings a view back. Sweeps follow as curves and
-    tables, then tasks, thin keys, what several results have in common, and where bands live.
+    tables, then whether Frequency Entropy foretells importance, tasks, thin keys, what several results have in common,
+    and where bands live.
 
-    Example: `ropescope report qwen3.nc qwen3-sweep.nc qwen3-tasks.nc --output qwen3.html`
+    Example: `ropescope report qwen3.nc qwen3-worth.nc qwen3-sweep.nc --output qwen3.html`
 
     Parameters
     ----------

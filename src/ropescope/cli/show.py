@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from ropescope.base.axes import STREAMS
 from ropescope.base.errors import InputError
-from ropescope.cli.options import app
+from ropescope.cli.options import WorthPath, app, worth_of
 from ropescope.cli.printing import say
 
 
@@ -18,8 +18,11 @@ def show(
     file: Annotated[Path, Parameter(help="File of measure, importance, sweep, tasks, compress or select.")],
     *,
     most: int = 10,
+    importance: WorthPath = None,
 ) -> None:
     """Print what a file says: of a measurement its summary and the pairs that stand out, of others their table.
+
+    With importance, a measurement also says whether Frequency Entropy foretells it.
 
     The pairs are the bands, loudest first; the outliers and the periodic pairs furthest beyond their thresholds, these
     with the period that windows share and whether they beat or drift; the silent ones.
@@ -34,8 +37,19 @@ def show(
     if most < 1:
         raise InputError(f"got --most {most}; the number of pairs to list is 1 or more")
     import ropescope as rs
+    from ropescope.measurement.results import SCHEMA
 
-    say(_text(rs.load(file), most))
+    found, worth = rs.load(file), worth_of(importance)
+    if worth is None:
+        say(_text(found, most))
+        return
+    if getattr(found, "attrs", {}).get("schema") != SCHEMA:
+        raise InputError(
+            f"got --importance with {file}, which is no file of 'ropescope measure'; leave one of them out"
+        )
+    foretold = rs.importance_foretold(found, worth)
+    say(_text(rs.joined(found, worth), most), end="\n\n")
+    say(foretold.text())
 
 
 def _text(found: Any, most: int) -> str:
@@ -43,6 +57,8 @@ def _text(found: Any, most: int) -> str:
     from ropescope.evaluation.frontier.dataset import FRONTIER
     from ropescope.evaluation.frontier.in_words import findings as thin_findings
     from ropescope.evaluation.importance_validation import VALIDATION, in_words
+    from ropescope.evaluation.set_prediction import sets_in_words, sets_table
+    from ropescope.evaluation.set_validation import SET_VALIDATION
     from ropescope.evaluation.sweep.changes import sweep_table
     from ropescope.evaluation.sweep.dataset import SWEEP
     from ropescope.evaluation.sweep.in_words import findings
@@ -65,4 +81,6 @@ def _text(found: Any, most: int) -> str:
         return importance_text(found)
     if schema == VALIDATION.name:
         return "\n".join(in_words(found))
+    if schema == SET_VALIDATION.name:
+        return "\n".join([sets_table(found).text(), "", *sets_in_words(found)])
     return tasks_table(found) if schema == TASKS.name else str(found)

@@ -73,7 +73,7 @@ def sweep(
     result
         Result of `ropescope measure` for this model, on another text than the one judged on.
     select
-        Selections, each an expression or one of the paper's by name.
+        Selections, each an expression or one of the paper's by name; expressions may name what `--importance` holds.
     alphas
         Strengths, 0 to 1. 1, the model as it stands, is always added.
     random_seeds

@@ -12,6 +12,7 @@ from ropescope.base.records import format_of
 from ropescope.evaluation.claims.behaviour_dataset import BEHAVIOUR
 from ropescope.evaluation.frontier.dataset import FRONTIER
 from ropescope.evaluation.importance_validation import VALIDATION
+from ropescope.evaluation.set_validation import SET_VALIDATION
 from ropescope.evaluation.sweep.dataset import SWEEP
 from ropescope.evaluation.tasks.dataset import TASKS
 from ropescope.interventions.masks import MASK, PairMask
@@ -48,7 +49,7 @@ def load(path: str | Path) -> Any:
         return _load_safetensors(path)
     importance = partial(load_measurement, schema=IMPORTANCE)
     kinds: dict[str, Callable[[Path], Any]] = {SWEEP.name: SWEEP.load, TASKS.name: TASKS.load, IMPORTANCE: importance}
-    kinds |= {schema.name: schema.load for schema in (VALIDATION, FRONTIER, BEHAVIOUR)}
+    kinds |= {schema.name: schema.load for schema in (VALIDATION, SET_VALIDATION, FRONTIER, BEHAVIOUR)}
     return kinds.get(schema_of(path) or "", load_measurement)(Path(path))
 
 

@@ -129,7 +129,7 @@ def all_but_best(mask: PairMask, importance: xr.DataTree, keep: float, variable:
     if variable not in _ORDERS:
         raise InputError(f"got variable {variable!r}: {did_you_mean(variable, _ORDERS)}")
     drawn = {}
-    for stream, values in _matching(mask, importance, variable).items():
+    for stream, values in matching_values(mask, importance, variable).items():
         present = mask.present(stream).values
         rank = np.where(present, -values, np.inf).ravel().argsort(kind="stable").argsort().reshape(present.shape)
         drawn[stream] = mask.streams()[stream].copy(data=present & (rank >= round(keep * present.sum())))
@@ -137,11 +137,11 @@ def all_but_best(mask: PairMask, importance: xr.DataTree, keep: float, variable:
 
 
 def _lowest(mask: PairMask, result: xr.DataTree, variable: str, name: str) -> PairMask:
-    ordered = iter(_matching(mask, result, variable).values())
+    ordered = iter(matching_values(mask, result, variable).values())
     return _redrawn(mask, name, lambda present: next(ordered))
 
 
-def _matching(mask: PairMask, result: xr.DataTree, variable: str) -> dict[str, np.ndarray]:
+def matching_values(mask: PairMask, result: xr.DataTree, variable: str) -> dict[str, np.ndarray]:
     """A variable, mean over sequences, by stream, once it is clear that it is of the mask's pairs."""
     found = {stream: mean_over_sequences(stream_data(result, stream))[variable] for stream in STREAMS}
     for stream, values in found.items():

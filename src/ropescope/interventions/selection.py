@@ -22,7 +22,8 @@ from ropescope.base.errors import InputError, did_you_mean
 from ropescope.base.pair_variables import PLACES, pair_variables
 from ropescope.base.selections import BANDS, NAMED
 from ropescope.interventions.masks import PairMask, labelled
-from ropescope.measurement.results import ROTARY, joined, mean_over_sequences, provenance, stream_data
+from ropescope.measurement.joining import joined
+from ropescope.measurement.results import ROTARY, mean_over_sequences, provenance, stream_data
 
 _MAX_CHARACTERS = 1000
 _MAX_NESTING = 50

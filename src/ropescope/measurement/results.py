@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path, PurePath
 from typing import Any
@@ -14,10 +13,9 @@ import xarray as xr
 
 from ropescope.base.axes import BIN, HEAD_AXIS, LAYER, PAIR, SEQUENCE, STREAMS
 from ropescope.base.errors import InputError, ResultError, did_you_mean
-from ropescope.base.facts import listed, other_model
 from ropescope.base.files import check_target, written_whole
 from ropescope.base.netcdf import check_source, read_attributes, reading
-from ropescope.base.pair_variables import MEASURED, WORTH, PairVariable, pair_variables
+from ropescope.base.pair_variables import MEASURED, WORTH, pair_variables
 from ropescope.measurement.periods import agreed_period
 
 SCHEMA = "ropescope-measurement"
@@ -92,6 +90,12 @@ def window_length(result: xr.DataTree) -> int | None:
     return None if length is None else int(length)
 
 
+def text_of(result: xr.DataTree) -> str:
+    """The text that windows were cut from, where it was recorded."""
+    windows = provenance(result).get("windows", {})
+    return " ".join(short_name(windows[part]) for part in ("corpus", "split") if windows.get(part))
+
+
 def rotated_layers(result: xr.DataTree) -> xr.DataArray:
     """Whether each layer rotates any pair, dims (layer)."""
     return result.children[ROTARY].to_dataset()["rotated"].any(PAIR)
@@ -103,83 +107,6 @@ def kept_heads(data: xr.Dataset, stream: str) -> list[tuple[int, int]]:
         return []
     layers, heads = data["kept_layer"].values, data[f"kept_{HEAD_AXIS[stream]}"].values
     return list(zip(layers.tolist(), heads.tolist(), strict=True))
-
-
-def joined(result: xr.DataTree, *others: xr.DataTree) -> xr.DataTree:
-    """Put registered variables of other measurements of the same pairs beside those of a result.
-
-    Parameters
-    ----------
-    result
-        What :func:`ropescope.measure` gave.
-    others
-        Trees with groups `query` and `key`, whose registered variables have the dims (layer, head or kv_head, pair),
-        with (sequence) before them or without. Values are taken where layer, head and pair are the same.
-
-    Returns
-    -------
-    xarray.DataTree
-        A new result; those given stay as they were.
-
-    Raises
-    ------
-    InputError
-        Another tree has other layers, heads or pairs, no registered variable, or one that the result has already, or
-        says that it is of another model.
-
-    Examples
-    --------
-    >>> both = joined(result, norm_skewness(model, windows))  # doctest: +SKIP
-    >>> rs.variable_map(both, "norm_skewness").savefig("skewness.png")  # doctest: +SKIP
-    """
-    groups = {name: node.to_dataset() for name, node in result.children.items()}
-    for other in others:
-        _check_same_model(result, other)
-        for stream in STREAMS:
-            groups[stream] = groups[stream].assign(_further(groups[stream], stream_data(other, stream), stream))
-    tree = xr.DataTree.from_dict({f"/{name}": data for name, data in groups.items()})
-    tree.attrs = result.attrs
-    return tree
-
-
-def _check_same_model(result: xr.DataTree, other: xr.DataTree) -> None:
-    if "provenance" not in result.attrs or "provenance" not in other.attrs:
-        return
-    ours, theirs = (provenance(tree).get("model", {}) for tree in (result, other))
-    if differing := other_model(ours, theirs):
-        raise InputError(
-            f"cannot join a measurement of another model ({theirs.get('id')}) to one of {ours.get('id')}: other "
-            f"{listed(differing)}; measure both on one"
-        )
-
-
-def further_variables(data: xr.Dataset) -> list[PairVariable]:
-    """The registered variables of a stream's group that :func:`ropescope.measure` does not write."""
-    return [variable for name, variable in pair_variables().items() if name in data and variable not in MEASURED]
-
-
-def _further(data: xr.Dataset, other: xr.Dataset, stream: str) -> dict[str, xr.DataArray]:
-    place = (LAYER, HEAD_AXIS[stream], PAIR)
-    found = {variable.name: variable for variable in further_variables(other)}
-    if not found or _taken_or_elsewhere(data, other, place, found):
-        raise InputError(
-            f"cannot join {stream} variables {', '.join(found) or '(none registered)'} to this result: they must be "
-            "registered, new to it, and of the same layers, heads and pairs"
-        )
-    return {
-        name: other[name]
-        .mean([dim for dim in other[name].dims if dim not in place])
-        .transpose(*place)
-        .assign_attrs(attributes_of(variable.label, variable.unit, variable.text))
-        for name, variable in found.items()
-    }
-
-
-def _taken_or_elsewhere(data: xr.Dataset, other: xr.Dataset, place: tuple[str, ...], names: Iterable[str]) -> bool:
-    """Whether a name is in the data already, or the places of the other are not the same."""
-    if any(name in data for name in names) or any(dim not in other.dims for dim in place):
-        return True
-    return not all(np.array_equal(data[dim].values, np.asarray(other[dim].values)) for dim in place)
 
 
 def wavelength(result: xr.DataTree) -> xr.DataArray:

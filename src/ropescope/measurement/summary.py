@@ -12,14 +12,9 @@ import xarray as xr
 from ropescope.base.axes import HEAD_AXIS, LAYER, PAIR, SEQUENCE, STREAMS
 from ropescope.base.errors import InputError
 from ropescope.base.selections import BANDS, OUTLIERS, PERIODIC, SILENT
+from ropescope.measurement.joining import further_variables
 from ropescope.measurement.periods import DRIFT, DRIFT_RULE, RHYTHM, RHYTHM_RULE, kinds
-from ropescope.measurement.results import (
-    further_variables,
-    mean_over_sequences,
-    stream_data,
-    wavelength,
-    window_length,
-)
+from ropescope.measurement.results import mean_over_sequences, stream_data, wavelength, window_length
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,18 @@ def cumulative_share(values: np.ndarray) -> np.ndarray:
     return shares
 
 
+def lesser_half(values: np.ndarray) -> float:
+    """Share of the sum that the half of the pairs of lowest value holds; NaN is no pair.
+
+    Examples
+    --------
+    >>> lesser_half(np.array([1.0, 6.0, np.nan, 3.0, 0.0]))
+    0.1
+    """
+    ordered = np.sort(values[~np.isnan(values)])
+    return float(ordered[: len(ordered) // 2].sum() / ordered.sum())
+
+
 def _lines(data: xr.Dataset, stream: str) -> list[str]:
     sizes, present = data.sizes, data["fisher"].notnull().any(SEQUENCE)
     windows = f"{sizes[SEQUENCE]} window{'s' if sizes[SEQUENCE] > 1 else ''}"
@@ -63,5 +75,5 @@ def _shares(fisher: xr.DataArray, name: str) -> str:
     values = fisher.astype(np.float64).mean(SEQUENCE).values.ravel()
     shares = cumulative_share(values)
     best = [f"best {share:.0%} hold {shares[max(1, round(share * len(shares))) - 1]:.0%}" for share in _BEST]
-    least = 1 - shares[len(shares) - len(shares) // 2 - 1]
-    return f"  {name:<13}  {', '.join(best)}, the lesser half {least:.1%} of {np.nansum(values):.3g} nat/token"
+    lesser, total = lesser_half(values), np.nansum(values)
+    return f"  {name:<13}  {', '.join(best)}, the lesser half {lesser:.1%} of {total:.3g} nat/token"

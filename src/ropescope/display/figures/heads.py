@@ -11,7 +11,8 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from ropescope.base.axes import HEAD_AXIS, LAYER, PAIR, SEQUENCE
-from ropescope.base.selections import PAPER, VARIABLE_LABELS
+from ropescope.base.pair_variables import pair_variables
+from ropescope.base.selections import BANDS, PAPER, VARIABLE_LABELS
 from ropescope.display.figures.style import (
     CURVE,
     FAINT,
@@ -31,11 +32,14 @@ from ropescope.display.figures.style import (
     thresholds,
     wavelength_axis,
 )
+from ropescope.measurement.joining import measured_on
 from ropescope.measurement.reference_lines import constant_entropy, noise_entropy
-from ropescope.measurement.results import kept_heads, mean_over_sequences, rotated_layers, stream_data, wavelength
+from ropescope.measurement.results import NORM, kept_heads, mean_over_sequences, rotated_layers, stream_data, wavelength
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+WORTH = "fisher"
 
 
 def panel(
@@ -44,7 +48,8 @@ def panel(
     """Draw one column per head: SpectrumFE and SequenceFE over the pairs, and the pair norms along the sequence.
 
     Points that one of the paper's selections holds stand out; crosses on the floor are pairs
-    without a value. Dotted lines mark what a constant signal and white noise score.
+    without a value. Dotted lines mark what a constant signal and white noise score. Where importance was joined to the
+    result, it is drawn under the entropies, crosses on the floor being pairs of importance 0.
 
     Parameters
     ----------
@@ -79,17 +84,22 @@ def panel(
     if sequence is not None:
         data = data.sel({SEQUENCE: [check_known(data, SEQUENCE, sequence)]})
     kept = not set(heads).isdisjoint(kept_heads(data, stream))
-    figure = Figure(figsize=(1.2 + 3.6 * len(heads), 8.2 if kept else 5.8), layout="constrained")
-    title = fill(caption(result, stream, data, "mean and range of"), 50 * len(heads))
+    rows = [*VARIABLE_LABELS, *([WORTH] if WORTH in data else []), NORM]
+    size = (1.2 + 3.6 * len(heads), (8.2 if kept else 5.8) + 1.9 * (len(rows) - 3))
+    figure = Figure(figsize=size, layout="constrained")
+    worth = f" · importance: {measured_on(data[WORTH])}" if WORTH in data and measured_on(data[WORTH]) else ""
+    title = fill(caption(result, stream, data, "mean and range of") + worth, 50 * len(heads))
     figure.suptitle(title, fontsize=SMALL + 1, color=REFERENCE)
-    grid = figure.subplots(3, len(heads), squeeze=False, height_ratios=(1, 1, 1.3 if kept else 0.3), sharey="row")
+    heights = [1.0] * (len(rows) - 1) + [1.3 if kept else 0.3]
+    grid = figure.subplots(len(rows), len(heads), squeeze=False, height_ratios=heights, sharey="row")
     for (layer, head), column in zip(heads, grid.T, strict=True):
         _draw_head(figure, result, data, stream, (layer, head), column)
     for axes, name in zip(grid[:2, -1], VARIABLE_LABELS, strict=True):
         label_lines(axes, _lines(result, name))
-    for axes, label in zip(grid[:, 0], (*VARIABLE_LABELS.values(), "pair j" if kept else ""), strict=True):
+    labels = [*(pair_variables()[name].axis_label for name in rows[:-1]), "pair j" if kept else ""]
+    for axes, label in zip(grid[:, 0], labels, strict=True):
         axes.set_ylabel(label, fontsize=SMALL + 1)
-    grid[2, 0].tick_params(labelleft=kept)
+    grid[-1, 0].tick_params(labelleft=kept)
     return figure
 
 
@@ -107,12 +117,29 @@ def _draw_head(
         _draw_entropy(axes, one, name)
         axes.set_ylim(entropy_limits(name, [data[name]]))
     turns = wavelength(result).sel({LAYER: layer})[one["mean_norm"].notnull().any(SEQUENCE).values]
-    pair_axis(column[1], turns)
-    pair_axis(column[0], turns)
+    for axes in column[2:-1]:
+        _draw_worth(axes, one)
+    for axes in column[:-1]:
+        pair_axis(axes, turns)
+        axes.tick_params(labelbottom=axes is column[-2])
     wavelength_axis(column[0], turns)
-    column[0].tick_params(labelbottom=False)
-    column[1].set_xlabel("pair j", fontsize=SMALL + 1)
-    _draw_norms(figure, column[2], data, stream, place)
+    column[-2].set_xlabel("pair j", fontsize=SMALL + 1)
+    _draw_norms(figure, column[-1], data, stream, place)
+
+
+def _draw_worth(axes: Axes, one: xr.Dataset) -> None:
+    """Importance over the pairs, those that a selection of the paper holds standing out."""
+    pair, mean = one[PAIR].values, mean_over_sequences(one)
+    values = mean[WORTH].values
+    worth = values > 0
+    label = pair_variables()[WORTH].label
+    axes.plot(pair, np.where(worth, values, np.nan), color=CURVE, lw=1.2, marker="o", ms=2.5, label=label)
+    bands = worth & BANDS.holds(mean[BANDS.variable].values)
+    axes.plot(pair[bands], values[bands], ls="", color=SELECTED, marker="o", ms=4, label=BANDS.plural)
+    axes.set_yscale("log")
+    axes.set_xlim(-0.5, pair[-1] + 0.5)
+    _draw_on_floor(axes, pair[values == 0], "none")
+    plain(axes)
 
 
 def _draw_entropy(axes: Axes, one: xr.Dataset, name: str) -> None:
@@ -126,20 +153,20 @@ def _draw_entropy(axes: Axes, one: xr.Dataset, name: str) -> None:
     chosen = np.any([each.holds(values) for each in PAPER.values() if each.variable == name], axis=0)
     axes.plot(pair[chosen], values[chosen], ls="", color=SELECTED, marker="o", ms=4, label="selected")
     axes.set_xlim(-0.5, pair[-1] + 0.5)
-    _draw_undefined(axes, pair[present & np.isnan(values)])
+    _draw_on_floor(axes, pair[present & np.isnan(values)], "undefined")
     plain(axes)
 
 
-def _draw_undefined(axes: Axes, pair: np.ndarray) -> None:
+def _draw_on_floor(axes: Axes, pair: np.ndarray, word: str) -> None:
     if not pair.size:
         return
     across = axes.get_xaxis_transform()
     floor = np.full(pair.size, 0.05)
-    axes.plot(pair, floor, ls="", marker="x", color=REFERENCE, ms=5, transform=across, label="undefined")
+    axes.plot(pair, floor, ls="", marker="x", color=REFERENCE, ms=5, transform=across, label=word)
     left = bool(pair[-1] < sum(axes.get_xlim()) / 2)
     place, gap, side = (pair[-1], 5, "left") if left else (pair[0], -5, "right")
     axes.annotate(
-        "undefined",
+        word,
         (place, 0.05),
         (gap, 0),
         xycoords=across,

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
+from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ropescope.base.axes import HEAD_AXIS, LAYER, PAIR
 from ropescope.base.errors import InputError, did_you_mean
-from ropescope.base.pair_variables import pair_variables
+from ropescope.base.pair_variables import PairVariable, pair_variables
 from ropescope.base.selections import SCALES, VARIABLE_LABELS
 from ropescope.display.figures.style import (
     REFERENCE,
@@ -25,6 +27,7 @@ from ropescope.display.figures.style import (
     thresholds,
     wavelength_axis,
 )
+from ropescope.measurement.joining import further_variables
 from ropescope.measurement.results import mean_over_sequences, rotated_layers, stream_data, wavelength
 
 if TYPE_CHECKING:
@@ -109,18 +112,28 @@ def variable_map(result: xr.DataTree, variable: str, stream: str = "query") -> F
         raise InputError(f"got variable {variable!r}: {did_you_mean(variable, known)}")
     values, head, meaning = mean_over_sequences(data)[variable], HEAD_AXIS[stream], pair_variables()[variable]
     figure = Figure(figsize=(10, 1.6 + min(max(0.12 * values.sizes[LAYER], 1.4), 4.5)), layout="constrained")
-    figure.suptitle(caption(result, stream, data, "mean of"), fontsize=SMALL + 1, color=REFERENCE)
+    own = variable if meaning in further_variables(data) else None
+    figure.suptitle(caption(result, stream, data, "mean of", own), fontsize=SMALL + 1, color=REFERENCE)
     grid = figure.subplots(1, 2, sharex=True, sharey=True, squeeze=False)
-    low, high = meaning.scale or (float(values.min()), float(values.max()))
     maps = {"mean over heads": values.mean(head), "maximum over heads": values.max(head)}
+    norm = _colour_scale(meaning, list(maps.values()))
     for axes, (title, shown) in zip(grid[0], maps.items(), strict=True):
-        content = shown.transpose(LAYER, PAIR).values
-        image = axes.imshow(content, aspect="auto", origin="lower", cmap=map_colours(), vmin=low, vmax=high)
+        # On a logarithmic scale 0 is as dark as the least.
+        content = shown.transpose(LAYER, PAIR).clip(min=norm.vmin if meaning.logarithmic else None).values
+        image = axes.imshow(content, aspect="auto", origin="lower", cmap=map_colours(), norm=norm)
         axes.set_title(f"{meaning.label}, {title}", fontsize=SMALL + 2)
-    colour_bar(figure, image, grid[0], f"{meaning.label} ({meaning.unit})" if meaning.unit != "1" else meaning.label)
+    colour_bar(figure, image, grid[0], meaning.axis_label)
     _mark_nope_layers(figure, grid, result)
     _label_overview(grid, result)
     return figure
+
+
+def _colour_scale(meaning: PairVariable, maps: Sequence[xr.DataArray]) -> Normalize:
+    """From the lowest to the highest value drawn, or the variable's usual range."""
+    drawn = np.concatenate([shown.values.ravel() for shown in maps])
+    known = drawn[~np.isnan(drawn) & ((drawn > 0) | (not meaning.logarithmic))]
+    low, high = meaning.scale or ((float(known.min()), float(known.max())) if known.size else (1.0, 1.0))
+    return (LogNorm if meaning.logarithmic else Normalize)(low, high)
 
 
 def _draw_map(axes: Axes, values: xr.DataArray, name: str) -> AxesImage:

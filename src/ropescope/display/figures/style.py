@@ -16,7 +16,8 @@ from matplotlib import colormaps
 from ropescope.base.axes import HEAD_AXIS, HEAD_NAMES, LAYER, PAIR, POSITION, SEQUENCE, STREAM_NAMES
 from ropescope.base.errors import InputError
 from ropescope.base.selections import PAPER, SCALES
-from ropescope.measurement.results import KEPT, NORM, kept_heads, provenance, short_name
+from ropescope.measurement.joining import measured_on
+from ropescope.measurement.results import KEPT, NORM, kept_heads, provenance, short_name, text_of, window_length
 from ropescope.measurement.summary import format_tokens
 
 if TYPE_CHECKING:
@@ -137,18 +138,15 @@ def draw_nothing(axes: Axes, reason: str) -> None:
     axes.spines[:].set_visible(False)
 
 
-def caption(result: xr.DataTree, stream: str, data: xr.Dataset, several: str) -> str:
-    """Model, text, stream and extent of what a figure shows."""
-    origin = provenance(result)
-    windows, sequences = origin.get("windows", {}), data[SEQUENCE].values
+def caption(result: xr.DataTree, stream: str, data: xr.Dataset, several: str, joined: str | None = None) -> str:
+    """Model, text, stream and extent of what a figure shows; of a variable that was joined, its own text and extent."""
+    model = short_name(provenance(result).get("model", {}).get("id"))
+    if joined is not None:
+        return " · ".join(part for part in (model, STREAM_NAMES[stream], measured_on(data[joined])) if part)
+    sequences = data[SEQUENCE].values
     extent = f"{several} {len(sequences)} sequences" if len(sequences) > 1 else f"sequence {sequences[0]}"
-    length = origin.get("parameters", {}).get("length")
-    parts = (
-        short_name(origin.get("model", {}).get("id")),
-        " ".join(short_name(windows[part]) for part in ("corpus", "split") if windows.get(part)),
-        STREAM_NAMES[stream],
-        extent + (f" of {length} tokens" if length else ""),
-    )
+    length = window_length(result)
+    parts = (model, text_of(result), STREAM_NAMES[stream], extent + (f" of {length} tokens" if length else ""))
     return " · ".join(part for part in parts if part)
 
 

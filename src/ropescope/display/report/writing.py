@@ -16,12 +16,14 @@ from ropescope.base.files import check_target, named, written_whole
 from ropescope.base.tables import Section
 from ropescope.display.comparison import against_first
 from ropescope.display.report import render
+from ropescope.display.report.illustrations import worth_joined
 from ropescope.evaluation.frontier.dataset import FRONTIER
 from ropescope.evaluation.frontier.in_words import section as thin_section
 from ropescope.evaluation.opening import load
 from ropescope.evaluation.sweep.dataset import SWEEP
 from ropescope.evaluation.tasks.dataset import TASKS
 from ropescope.evaluation.tasks.table import tasks_section
+from ropescope.measurement.results import IMPORTANCE, SCHEMA
 
 Content = xr.DataTree | xr.Dataset | str | Path
 
@@ -34,9 +36,9 @@ def report(
     Parameters
     ----------
     contents
-        Measurements, sweeps, frontiers of thin keys and scores of tasks by the name to show, each as it is in memory
-        or as a file; or files alone, which are named after themselves. At least one measurement; the first is shown
-        first.
+        Measurements, importance of their models, sweeps, frontiers of thin keys and scores of tasks by the name to
+        show, each as it is in memory or as a file; or files alone, which are named after themselves. At least one
+        measurement; the first is shown first.
     path
         HTML file to write.
     overwrite
@@ -50,7 +52,8 @@ def report(
     Raises
     ------
     InputError
-        There is no measurement, something that is none of these, or the same file twice.
+        There is no measurement, something that is none of these, importance of another model, or the same file
+        twice.
     ResultError
         A file cannot be read, or the page cannot be written.
     MissingExtraError
@@ -58,37 +61,34 @@ def report(
 
     Examples
     --------
-    >>> report(["qwen3.nc", "qwen3-sweep.nc"], "qwen3.html")  # doctest: +SKIP
+    >>> report(["qwen3.nc", "qwen3-worth.nc", "qwen3-sweep.nc"], "qwen3.html")  # doctest: +SKIP
     """
     target = check_target(path, overwrite=overwrite)
     given = contents if isinstance(contents, Mapping) else named([Path(each) for each in contents])
     loaded = {name: load(each) if isinstance(each, str | Path) else each for name, each in given.items()}
-    kinds = ("measurement", SWEEP.name, TASKS.name, FRONTIER.name)
-    results, sweeps, tasks, frontiers = (_of_kind(loaded, kind) for kind in kinds)
-    if unknown := sorted(loaded.keys() - {*results, *sweeps, *tasks, *frontiers}):
+    kinds = (SCHEMA, IMPORTANCE, SWEEP.name, TASKS.name, FRONTIER.name)
+    results, importances, sweeps, tasks, frontiers = (_of_kind(loaded, kind) for kind in kinds)
+    if unknown := sorted(loaded.keys() - {*results, *importances, *sweeps, *tasks, *frontiers}):
         raise InputError(
-            f"report got {unknown[0]!r}, which is no measurement, sweep, frontier of thin keys or scores of tasks; "
-            "leave it out"
+            f"report got {unknown[0]!r}, which is no measurement, importance, sweep, frontier of thin keys or scores "
+            "of tasks; leave it out"
         )
     if not results:
         raise InputError("report got no measurement; name at least one file of 'ropescope measure'")
+    together, worth = worth_joined(results, importances)
     sections = [tasks_section(data, name) for name, data in tasks.items()]
     sections += [thin_section(data, name) for name, data in frontiers.items()]
-    further = [section for name, result in results.items() for section in further_sections(result, name)]
+    further = [section for name, result in together.items() for section in further_sections(result, name)]
     compared = against_first(results, pair_by_pair(results))
-    page = render(results, sweeps=sweeps, sections=[*further, *sections, *compared, *_lived(results)])
+    page = render(results, sweeps=sweeps, sections=[*worth, *further, *sections, *compared, *_lived(results)])
     with written_whole(target) as partial:
         partial.write_text(page, encoding="utf-8")
     return target
 
 
 def _of_kind(loaded: Mapping[str, Any], kind: str) -> dict[str, Any]:
-    """What follows a schema; measurements are the trees."""
-    if kind == "measurement":
-        return {name: each for name, each in loaded.items() if isinstance(each, xr.DataTree)}
-    return {
-        name: each for name, each in loaded.items() if isinstance(each, xr.Dataset) and each.attrs.get("schema") == kind
-    }
+    """What follows a schema."""
+    return {name: each for name, each in loaded.items() if getattr(each, "attrs", {}).get("schema") == kind}
 
 
 def _lived(results: Mapping[str, xr.DataTree]) -> list[Section]:

@@ -27,7 +27,8 @@ from ropescope.evaluation.sweep.changes import ALL_RANDOM, CONTROL, change
 from ropescope.evaluation.sweep.dataset import ALPHA, ARM, SELECTION, SWEEP, WINDOW
 from ropescope.evaluation.sweep.in_words import MARGIN
 from ropescope.evaluation.tasks.table import Row, compared
-from ropescope.measurement.results import joined, stream_data
+from ropescope.measurement.joining import joined
+from ropescope.measurement.results import stream_data
 
 # Perplexity that changes by less, in percent, has not changed; a score, in points.
 PERPLEXITY_MARGIN = 100 * MARGIN
