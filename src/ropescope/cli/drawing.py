@@ -156,14 +156,19 @@ def draw_frontiers(paths: list[Path], formats: Iterable[str], folder: Path) -> I
             yield save_figure(figure, folder / f"{paths[0].stem}-curves.{extension}")
 
 
-def draw_sets(check: xr.Dataset, stem: str, formats: Iterable[str], folder: Path) -> Iterable[Path]:
+def draw_sets(paths: list[Path], formats: Iterable[str], folder: Path) -> Iterable[Path]:
+    """A figure for each validation of sets."""
+    from ropescope.evaluation.set_validation import SET_VALIDATION
+
+    checks = {path: SET_VALIDATION.load(path) for path in paths}
     make_folder(folder)
-    with drawing("the validation is as it was"):
+    with drawing("the validations are as they were"):
         from ropescope.display.figures.sets import set_predictions
 
-        figure = set_predictions(check)
-        for extension in formats:
-            yield save_figure(figure, folder / f"{stem}.{extension}")
+        for path, check in checks.items():
+            figure = set_predictions(check)
+            for extension in formats:
+                yield save_figure(figure, folder / f"{path.stem}.{extension}")
 
 
 def save_figure(figure: Any, path: Path) -> Path:

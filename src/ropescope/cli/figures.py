@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -20,6 +21,8 @@ from ropescope.cli.options import (
     worth_of,
 )
 from ropescope.cli.printing import say
+
+Draw = Callable[[list[Path], Iterable[str], Path], Iterable[Path]]
 
 
 @app.command
@@ -55,10 +58,6 @@ def figures(
         Folder for the files, made if it does not exist.
     """
     from ropescope.base.files import check_folder
-    from ropescope.base.netcdf import schema_of
-    from ropescope.evaluation.frontier.dataset import FRONTIER
-    from ropescope.evaluation.set_validation import SET_VALIDATION
-    from ropescope.evaluation.sweep.dataset import SWEEP
     from ropescope.measurement.results import load
 
     if not results:
@@ -68,22 +67,25 @@ def figures(
     worth, chosen = worth_of(importance), parse_heads(heads)
     if any(None in place for place in chosen):
         raise InputError("figures got '*' in --heads; name each head as LAYER:HEAD")
-    kinds = {path: schema_of(path) for path in results}
-    sweeps, frontiers, sets = (
-        [path for path in results if kinds[path] == kind.name] for kind in (SWEEP, FRONTIER, SET_VALIDATION)
-    )
-    measured = [path for path in results if path not in (*sweeps, *frontiers, *sets)]
+    measured, others = _drawn_otherwise(results)
     if worth is not None and not measured:
         raise InputError("figures got --importance without a measurement; name the file of 'ropescope measure' too")
     for path in measured:
         for written in draw_result(load(path), path.stem, chosen, streams_of(stream), format, output_dir, worth):
             say(written)
-    if sweeps:
-        for written in draw_sweeps(sweeps, format, output_dir):
+    for draw, paths in others.items():
+        for written in draw(paths, format, output_dir) if paths else ():
             say(written)
-    if frontiers:
-        for written in draw_frontiers(frontiers, format, output_dir):
-            say(written)
-    for path in sets:
-        for written in draw_sets(SET_VALIDATION.load(path), path.stem, format, output_dir):
-            say(written)
+
+
+def _drawn_otherwise(paths: Sequence[Path]) -> tuple[list[Path], dict[Draw, list[Path]]]:
+    """The measurements among files, and the others by what draws them."""
+    from ropescope.base.netcdf import schema_of
+    from ropescope.evaluation.frontier.dataset import FRONTIER
+    from ropescope.evaluation.set_validation import SET_VALIDATION
+    from ropescope.evaluation.sweep.dataset import SWEEP
+
+    kinds = {path: schema_of(path) for path in paths}
+    drawing: dict[str, Draw] = {SWEEP.name: draw_sweeps, FRONTIER.name: draw_frontiers, SET_VALIDATION.name: draw_sets}
+    others = {draw: [path for path in paths if kinds[path] == name] for name, draw in drawing.items()}
+    return [path for path in paths if kinds[path] not in drawing], others
