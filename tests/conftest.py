@@ -48,8 +48,10 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Copies of converted files are shared by the tests of a run, and never the user's."""
-    folder: Path = tmp_path_factory.mktemp("cache")
+    """Copies of converted files are shared by the tests of a run, in all its processes, and never the user's."""
+    base: Path = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
+    folder.mkdir(exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ROPESCOPE_CACHE", str(folder))
         yield folder

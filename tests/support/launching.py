@@ -1,4 +1,4 @@
-"""Start several processes as a user does, with torchrun, on a port of their own."""
+"""Start several processes, as a user does with torchrun, or forked from one, on a port of their own."""
 
 from __future__ import annotations
 
@@ -16,11 +16,15 @@ TIMEOUT = 300
 
 def torchrun(processes: int, *arguments: str) -> list[str]:
     """A command line; what follows torchrun's own options is a script or `-m` and a module."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--master-port", str(free_port())]
+    return [*launcher, "--nproc-per-node", str(processes), *arguments]
+
+
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--master-port", str(port)]
-    return [*launcher, "--nproc-per-node", str(processes), *arguments]
+        port: int = probe.getsockname()[1]
+    return port
 
 
 def environment() -> dict[str, str]:
@@ -34,5 +38,5 @@ def run(command: list[str]) -> subprocess.CompletedProcess[str]:
 
 
 def run_job(processes: int, job: str, folder: Path) -> None:
-    ran = run(torchrun(processes, JOBS, job, str(folder)))
+    ran = run([sys.executable, JOBS, job, str(folder), str(processes), str(free_port())])
     assert ran.returncode == 0, ran.stderr
