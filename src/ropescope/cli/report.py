@@ -15,7 +15,10 @@ from ropescope.cli.printing import say
 @app.command
 def report(
     *files: Annotated[
-        Path, Parameter(help="Files of `ropescope measure`, `importance`, `sweep`, `compress` and `tasks`.")
+        Path,
+        Parameter(
+            help="Files of `ropescope measure`, `importance`, `sweep`, `compress`, `tasks` and `claims --model`."
+        ),
     ],
     output: Annotated[Path, Parameter(name=["--output", "-o"], group=OUTPUT_GROUP)] = Path("report.html"),
     overwrite: Annotated[bool, Parameter(negative="", group=OUTPUT_GROUP)] = False,
@@ -23,9 +26,9 @@ def report(
     """Write one HTML file to explore results in a browser, offline.
 
     It maps both entropies over layers, heads and pairs, follows a click or the arrow keys to a head's curves, norms,
-    mean spectrum and periods, and recounts as thresholds move; a link brings a view back. Sweeps follow as curves and
-    tables, then whether Frequency Entropy foretells importance, tasks, thin keys, what several results have in common,
-    and where bands live.
+    mean spectrum and periods, and recounts as thresholds move; a link brings a view back. On top stands how many of the
+    claims on rotary pairs hold by all that is given. Sweeps follow as curves and tables, then the claims, whether
+    Frequency Entropy foretells importance, tasks, thin keys, what several results have in common, and where bands live.
 
     Example: `ropescope report qwen3.nc qwen3-worth.nc qwen3-sweep.nc --output qwen3.html`
 

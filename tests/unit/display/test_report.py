@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import gzip
 import hashlib
+import html
 import json
 import re
 from html.parser import HTMLParser
@@ -14,6 +15,7 @@ import pytest
 import xarray as xr
 
 import ropescope as rs
+from planted import RUN, importance, look, measurement, sweep
 from reported import HOSTILE, renamed, small_sweep
 from ropescope import cli
 from ropescope.base.entropy import white_noise_entropy
@@ -272,3 +274,16 @@ def test_the_way_to_a_corpus_that_an_older_result_holds_is_not_published():
     result.attrs["provenance"] = json.dumps(facts)
     page = render({"tiny": result})
     assert "novel.txt" in page and "someone" not in page
+
+
+def test_claims_stand_on_top_in_a_paragraph_and_below_with_their_numbers(tmp_path):
+    contents = {"one": measurement(RUN), "sweep": sweep("bands", 0.5, 0.1), "look": look(), "worth": importance(RUN, 9)}
+    verdicts = rs.claims(contents)
+    text = rs.report(contents, tmp_path / "page.html").read_text(encoding="utf-8")
+    top, _, rest = text.partition("<main>")
+    assert f'<p class="lead verdict">{verdicts.summary()}</p>' in top
+    section = rest[rest.index("What is claimed, and what this model says") :]
+    assert verdicts["few-pairs-choose-tokens"].tests[0].what in html.unescape(section)
+    assert all(claim.source.url in section for claim, _ in verdicts.findings)
+    with pytest.raises(InputError, match="report got 'none', which is no measurement, importance, sweep"):
+        rs.report({"one": contents["one"], "none": xr.Dataset()}, tmp_path / "other.html")

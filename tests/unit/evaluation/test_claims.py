@@ -16,10 +16,11 @@ from ropescope.base.entropy import sequence_fe
 from ropescope.base.errors import InputError
 from ropescope.evaluation.claims.arms import contexts
 from ropescope.evaluation.claims.evidence import gathered
-from ropescope.evaluation.claims.findings import CANNOT, FAILS, HOLDS, above, below, inside, judged
-from ropescope.evaluation.claims.judging import claims
+from ropescope.evaluation.claims.findings import CANNOT, FAILS, HOLDS, VERDICTS, above, below, inside, judged
+from ropescope.evaluation.claims.judging import claims, claims_by_model
 from ropescope.evaluation.claims.red_noise import _red, rhythm_of_red_noise
 from ropescope.evaluation.claims.table import CLAIMS
+from synthetic import synthetic_result
 
 ALL = tuple(range(PAIRS))
 DRIFTING = (4096.0, 2048.0, 4096.0, 1365.0, 2048.0, 4096.0)
@@ -256,9 +257,13 @@ def test_verdicts_say_the_same_in_every_form() -> None:
     }
     for text in (verdicts.text(), verdicts.markdown()):
         assert all(claim.statement in " ".join(text.split()) for claim in CLAIMS)
-        assert "bands-are-essential" in text and "nan" not in text.lower().split()
+        assert "bands are essential" in text and "nan" not in text.lower().split()
     held = sum(found.verdict == HOLDS for _, found in verdicts.findings)
-    assert verdicts.summary().startswith(f"Of {len(CLAIMS)} claims on synthetic/tiny-irope, {held} hold, ")
+    failed = sum(found.verdict == FAILS for _, found in verdicts.findings)
+    assert verdicts.summary().startswith(
+        f"Of {len(CLAIMS)} claims on synthetic/tiny-irope, {held} hold, {failed} fail, "
+    )
+    assert "Holds: bands are loud, bands are runs, " in verdicts.summary()
 
 
 def test_every_claim_cites_a_text_and_a_place_in_it() -> None:
@@ -290,3 +295,37 @@ def test_where_attention_slides_the_context_is_its_window() -> None:
     found = contexts(result)
     assert found is not None and found.tolist() == [512] * 4 + [4096] * 4
     assert contexts(result, context=256).tolist() == [256] * 8  # type: ignore[union-attr]
+
+
+def test_of_several_models_each_is_judged_by_its_own_files() -> None:
+    contents = {
+        "one": measurement(RUN),
+        "two": measurement(SCATTERED, weights="2" * 16),
+        "sweep": sweep("bands", 0.5, 0.1),
+    }
+    found = claims_by_model(contents)
+    assert list(found) == ["one", "two"]
+    assert [verdicts["bands-are-runs"].verdict for verdicts in found.values()] == [HOLDS, FAILS]
+    assert [verdicts["bands-are-essential"].verdict for verdicts in found.values()] == [HOLDS, CANNOT]
+    assert all(verdicts["other-model-other-places"].tests for verdicts in found.values())
+    alone = claims_by_model({"one": measurement(RUN), "again": measurement(RUN, corpus="c4")})
+    assert list(alone) == ["one"] and alone["one"]["text-does-not-matter"].verdict == HOLDS
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"layers": 1, "nope_layers": ()},
+        {"nope_layers": range(4)},
+        {"sequences": 1, "nope_layers": ()},
+        {"heads": 1, "pairs": 12, "layers": 6, "nope_layers": (1, 3)},
+    ],
+    ids=str,
+)
+def test_awkward_measurements_are_judged_without_a_warning(given: dict[str, Any]) -> None:
+    """Padding, layers that do not turn, undefined pairs, one layer, one window, one head."""
+    one, other = (synthetic_result(**given, corpus=corpus, seed=seed) for seed, corpus in enumerate(("wikitext", "c4")))
+    verdicts = claims({"one": one, "other": other, "model": measurement(weights="other")})
+    assert all(found.verdict in VERDICTS for _, found in verdicts.findings)
+    assert verdicts.text() and json.loads(verdicts.json())

@@ -28,6 +28,7 @@ SCRIPTS = ("decode", "measurement", "state", "charts", "overview", "head", "deta
 def render(
     results: Mapping[str, xr.DataTree],
     *,
+    verdicts: Sequence[str] = (),
     sweeps: Mapping[str, xr.Dataset] | None = None,
     sections: Sequence[Section] = (),
 ) -> str:
@@ -40,6 +41,8 @@ def render(
     ----------
     results
         Measurements by the name to show; at least one, the first is shown first.
+    verdicts
+        What claims say of each model in a paragraph, above all else.
     sweeps
         What :func:`ropescope.sweep` gave, by the name to show.
     sections
@@ -74,6 +77,7 @@ def render(
         packed=[part for _, parts in contents for part in parts],
         sweeps=[(_sweep_section(name, data), swept[name]) for name, data in (sweeps or {}).items()],
         sections=sections,
+        verdicts=verdicts,
         selections=list(PAPER.values()),
         citation=CITATION,
         style="\n".join(_text(f"styles/{name}.css") for name in STYLES),

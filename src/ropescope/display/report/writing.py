@@ -17,8 +17,11 @@ from ropescope.base.tables import Section
 from ropescope.display.comparison import against_first
 from ropescope.display.report import render
 from ropescope.display.report.illustrations import worth_joined
+from ropescope.evaluation.claims.behaviour_dataset import BEHAVIOUR
+from ropescope.evaluation.claims.judging import claims_by_model
 from ropescope.evaluation.frontier.dataset import FRONTIER
 from ropescope.evaluation.frontier.in_words import section as thin_section
+from ropescope.evaluation.importance_validation import VALIDATION
 from ropescope.evaluation.opening import load
 from ropescope.evaluation.sweep.dataset import SWEEP
 from ropescope.evaluation.tasks.dataset import TASKS
@@ -36,9 +39,9 @@ def report(
     Parameters
     ----------
     contents
-        Measurements, importance of their models, sweeps, frontiers of thin keys and scores of tasks by the name to
-        show, each as it is in memory or as a file; or files alone, which are named after themselves. At least one
-        measurement; the first is shown first.
+        Measurements, importance with its validation, sweeps, frontiers of thin keys, scores of tasks and looks at the
+        model by the name to show, each as it is in memory or as a file; or files alone, which are named after
+        themselves. At least one measurement; the first is shown first. Claims are judged by all that is given.
     path
         HTML file to write.
     overwrite
@@ -68,10 +71,11 @@ def report(
     loaded = {name: load(each) if isinstance(each, str | Path) else each for name, each in given.items()}
     kinds = (SCHEMA, IMPORTANCE, SWEEP.name, TASKS.name, FRONTIER.name)
     results, importances, sweeps, tasks, frontiers = (_of_kind(loaded, kind) for kind in kinds)
-    if unknown := sorted(loaded.keys() - {*results, *importances, *sweeps, *tasks, *frontiers}):
+    seen = {name: each for kind in (VALIDATION.name, BEHAVIOUR.name) for name, each in _of_kind(loaded, kind).items()}
+    if unknown := sorted(loaded.keys() - {*results, *importances, *sweeps, *tasks, *frontiers, *seen}):
         raise InputError(
-            f"report got {unknown[0]!r}, which is no measurement, importance, sweep, frontier of thin keys or scores "
-            "of tasks; leave it out"
+            f"report got {unknown[0]!r}, which is no measurement, importance, sweep, frontier of thin keys, scores of "
+            "tasks or look at a model; leave it out"
         )
     if not results:
         raise InputError("report got no measurement; name at least one file of 'ropescope measure'")
@@ -80,7 +84,14 @@ def report(
     sections += [thin_section(data, name) for name, data in frontiers.items()]
     further = [section for name, result in together.items() for section in further_sections(result, name)]
     compared = against_first(results, pair_by_pair(results))
-    page = render(results, sweeps=sweeps, sections=[*worth, *further, *sections, *compared, *_lived(results)])
+    verdicts = claims_by_model(results | importances | seen | sweeps | tasks)
+    claimed = [found.section(name if len(verdicts) > 1 else "") for name, found in verdicts.items()]
+    page = render(
+        results,
+        verdicts=[found.summary() for found in verdicts.values()],
+        sweeps=sweeps,
+        sections=[*claimed, *worth, *further, *sections, *compared, *_lived(results)],
+    )
     with written_whole(target) as partial:
         partial.write_text(page, encoding="utf-8")
     return target

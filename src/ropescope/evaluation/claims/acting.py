@@ -63,7 +63,7 @@ def fast_pairs_make_positional_heads(evidence: Evidence) -> Finding:
             above(
                 f"rank correlation over heads of {what} with the share of the norm in pairs of {FAST} tokens a turn",
                 jackknife(over_heads, fast[rows], seen[rows]),
-                max(0.0, float(np.nanmean(shuffled))),
+                max(0.0, float(np.mean(shuffled))),
                 "heads shuffled within layers",
                 over=f"{int(rows.sum())} layers, {_windows(look)}",
                 least=_CORRELATED,

@@ -76,7 +76,7 @@ class Evidence:
         """A measurement of other weights whose pairs do not match those of the first, or else of other weights."""
         first = self.measured
         others = (
-            [] if first is None else [item for item in self.measurements.items() if not _same_weights(first, item[1])]
+            [] if first is None else [item for item in self.measurements.items() if not same_weights(first, item[1])]
         )
         return max(others, key=lambda item: bool(first is not None and differences(first, item[1])), default=None)
 
@@ -92,7 +92,7 @@ class Evidence:
         found = [
             item
             for item in self.measurements.items()
-            if item[1] is not first and _same_weights(first, item[1]) and differs(first, item[1])
+            if item[1] is not first and same_weights(first, item[1]) and differs(first, item[1])
         ]
 
         def otherwise_alike(item: Named) -> bool:
@@ -145,14 +145,15 @@ def model_of(each: xr.DataTree | xr.Dataset) -> Mapping[str, Any]:
 _KINDS = (SCHEMA, IMPORTANCE, VALIDATION.name, SWEEP.name, TASKS.name, BEHAVIOUR.name)
 
 
-def _same_weights(first: Any, other: Any) -> bool:
+def same_weights(first: Any, other: Any) -> bool:
+    """Whether two files are of one model's weights, as far as they say."""
     return not other_weights(other_model(model_of(first), model_of(other)))
 
 
 def _check_one_model(evidence: Evidence, contents: Mapping[str, Any]) -> None:
     first = evidence.measured if evidence.measured is not None else next(iter(contents.values()))
     for name, each in contents.items():
-        if each.attrs["schema"] != SCHEMA and not _same_weights(first, each):
+        if each.attrs["schema"] != SCHEMA and not same_weights(first, each):
             raise InputError(
                 f"{name} is of another model ({model_of(each).get('id')}) than the one judged "
                 f"({model_of(first).get('id')}); judge each model by its own files"

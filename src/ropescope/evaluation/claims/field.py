@@ -10,7 +10,7 @@ from ropescope.base.statistics import LEAST_WINDOWS, jackknife
 from ropescope.evaluation.claims.arms import BAND_ANGLE, contexts, contexts_in_words, speeds
 from ropescope.evaluation.claims.evidence import Evidence
 from ropescope.evaluation.claims.findings import Control, Finding, above, below, judged, unknown
-from ropescope.evaluation.claims.observations import LEAST_LAYERS, Heads, measuring, unmeasured
+from ropescope.evaluation.claims.observations import LEAST_LAYERS, Heads, measuring, pooled, unmeasured
 from ropescope.evaluation.claims.turned_down import fisher_of, untrusted
 
 # How near the band must be to where it is foretold, as a share of the pairs.
@@ -25,11 +25,13 @@ def slow_pairs_are_loud(evidence: Evidence) -> Finding:
     if result is None:
         return unmeasured()
     speed, tests = speeds(result), []
+    if not speed.any():
+        return unknown("No layer of this model turns its pairs.", "a model with rotary layers, measured")
+    slower = np.zeros_like(speed, dtype=bool)
+    for row, own in zip(slower, speed, strict=True):
+        row[own > 0] = own[own > 0] < np.median(own[own > 0]) if own.any() else False
     for stream in STREAMS:
         heads = Heads.of(result, stream)
-        slower = np.where(speed > 0, speed, np.nan) < np.nanmedian(
-            np.where(speed > 0, speed, np.nan), -1, keepdims=True
-        )
         turning = heads.present & (speed > 0)[:, None]
         norm = np.where(turning, heads.norm, 0)
         held = (norm * slower[:, None]).sum((1, 2)) / np.maximum(norm.sum((1, 2)), np.finfo(float).tiny)
@@ -70,8 +72,8 @@ def band_sits_where_the_context_ends(evidence: Evidence) -> Finding:
         [
             below(
                 "pairs between a query head's loudest pair and the foretold one",
-                jackknife(lambda own, number: own.sum() / number.sum(), away, size),
-                float(chance_away.sum() / size.sum()),
+                jackknife(pooled, away, size),
+                float(pooled(chance_away, size)),
                 "random pairs of the same heads",
                 over=over,
                 unit="pairs",
@@ -79,15 +81,15 @@ def band_sits_where_the_context_ends(evidence: Evidence) -> Finding:
             above(
                 f"share of query heads whose loudest pair is within {_NEAR:.0%} of the pairs of the foretold one, "
                 "minus that of random pairs",
-                jackknife(lambda own, by, number: (own - by).sum() / number.sum(), hit, chance_hit, size),
+                jackknife(pooled, hit - chance_hit, size),
                 0.0,
-                Control("random pairs", float(chance_hit.sum() / size.sum())),
+                Control("random pairs", float(pooled(chance_hit, size))),
                 over=over,
                 least=0.05,
             ),
         ],
         settles=measuring(evidence, "--count 16"),
-        remark=f"Foretold is pair {np.nanmedian(foretold):.1f} of {speeds(result).shape[1]} in the median layer.",
+        remark=f"Foretold is pair {np.median(foretold[use]):.1f} of {speeds(result).shape[1]} in the median layer.",
     )
 
 
@@ -126,9 +128,9 @@ def loud_keys_turn_less_than_once(evidence: Evidence) -> Finding:
         return unknown(f"No pair turns less than once in {contexts_in_words(context)}.", "a model with slower pairs")
     test = above(
         "share of key heads whose loudest pair turns less than once in the context, minus that of random pairs",
-        jackknife(lambda own, by, number: (own - by).sum() / number.sum(), hit, chance, some.sum(1)),
+        jackknife(pooled, hit - chance, some.sum(1)),
         0.0,
-        Control("random pairs", float(chance.sum() / some.sum())),
+        Control("random pairs", float(pooled(chance, some.sum(1)))),
         over=f"{len(heads.layers)} layers of a context of {contexts_in_words(context)}",
         least=0.05,
     )
@@ -150,7 +152,7 @@ def few_pairs_hold_importance(evidence: Evidence) -> Finding:
         flat = flat[:, flat.any(0)]
         choosing, judging = flat[1::2].mean(0), flat[::2]
         top = np.argsort(-choosing, kind="stable")[: max(1, round(_PART * flat.shape[1]))]
-        held = jackknife(lambda some, all_: some.sum() / all_.sum(), judging[:, top].sum(1), judging.sum(1))
+        held = jackknife(pooled, judging[:, top].sum(1), judging.sum(1))
         tests.append(
             above(
                 f"share of the importance that the top {_PART:.0%} of {stream} pairs hold in other windows",

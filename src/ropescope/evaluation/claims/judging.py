@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from ropescope.base.errors import InputError, did_you_mean
 from ropescope.base.files import named
 from ropescope.base.tables import Section, Table, preformatted
-from ropescope.evaluation.claims.evidence import gathered
-from ropescope.evaluation.claims.findings import CANNOT, HOLDS, VERDICTS, Claim, Finding, Test, written
+from ropescope.evaluation.claims.evidence import gathered, same_weights
+from ropescope.evaluation.claims.findings import CANNOT, FAILS, HOLDS, VERDICTS, Claim, Finding, Test, written
 from ropescope.evaluation.claims.table import CLAIMS
 from ropescope.evaluation.opening import load
-from ropescope.measurement.results import short_name
+from ropescope.measurement.results import SCHEMA, short_name
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -71,12 +71,16 @@ class Verdicts:
         --------
         >>> verdicts.summary()  # doctest: +SKIP
         """
-        keys = {
-            verdict: [claim.key for claim, found in self.findings if found.verdict == verdict] for verdict in VERDICTS
+        names = {
+            verdict: [_name(claim) for claim, found in self.findings if found.verdict == verdict]
+            for verdict in VERDICTS
         }
-        parts = [f"{len(keys[verdict])} {_VERBS[verdict]}" for verdict in VERDICTS]
-        named_ones = [f"{verdict.capitalize()}: {', '.join(keys[verdict])}." for verdict in VERDICTS if keys[verdict]]
-        return f"Of {len(self.findings)} claims on {short_name(self.model)}, {', '.join(parts)}. {' '.join(named_ones)}"
+        held, failed, unsaid = (len(names[verdict]) for verdict in VERDICTS)
+        counted = f"{held} hold, {failed} fail, and {unsaid} cannot be said from what was given"
+        listed = [
+            f"{verdict.capitalize()}: {', '.join(names[verdict])}." for verdict in (HOLDS, FAILS) if names[verdict]
+        ]
+        return " ".join([f"Of {len(self.findings)} claims on {short_name(self.model)}, {counted}.", *listed])
 
     def text(self) -> str:
         """Write them for a terminal, a paragraph for each claim.
@@ -230,6 +234,31 @@ def claims(
     return Verdicts(evidence.model, tuple((claim, claim.judge(evidence)) for claim in chosen))
 
 
+def claims_by_model(contents: Mapping[str, Any]) -> dict[str, Verdicts]:
+    """The claims on every model that was measured, each by what is of it, the other measurements beside.
+
+    Parameters
+    ----------
+    contents
+        As in :func:`claims`, of several models, in memory.
+
+    Returns
+    -------
+    dict of Verdicts
+        By the name of each model's first measurement.
+    """
+    measured = {name: each for name, each in contents.items() if each.attrs.get("schema") == SCHEMA}
+    verdicts: dict[str, Verdicts] = {}
+    judged: list[Any] = []
+    for name, first in measured.items():
+        if any(same_weights(first, other) for other in judged):
+            continue
+        judged.append(first)
+        own = {label: each for label, each in contents.items() if label in measured or same_weights(first, each)}
+        verdicts[name] = claims({name: first} | own)
+    return verdicts
+
+
 def chosen_claims(only: Iterable[str] = ()) -> tuple[Claim, ...]:
     """The claims of these keys, all if there are none.
 
@@ -245,7 +274,8 @@ def chosen_claims(only: Iterable[str] = ()) -> tuple[Claim, ...]:
     return tuple(claim for key, claim in known.items() if not keys or key in keys)
 
 
-_VERBS = {HOLDS: "hold", "fails": "fail", CANNOT: "cannot be said"}
+def _name(claim: Claim) -> str:
+    return claim.key.replace("-", " ")
 
 
 def _block(claim: Claim, found: Finding) -> list[str]:

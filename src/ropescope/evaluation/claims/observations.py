@@ -70,9 +70,9 @@ def bands_are_loud(evidence: Evidence, stream: str = QUERY) -> Finding:
     louder = heads.present & (relative > 1)
     expected = band.sum(-1) * louder.sum(-1) / np.maximum(number[..., 0], 1)
     columns = [(relative * band).sum((1, 2)), (louder & band).sum((1, 2)), expected.sum(1), band.sum((1, 2))]
-    ratio = jackknife(lambda loud, size: loud.sum() / size.sum(), columns[0], columns[3])
-    excess = jackknife(lambda loud, by_chance, size: (loud - by_chance).sum() / size.sum(), *columns[1:])
-    share, chance = (float(column.sum() / band.sum()) for column in columns[1:3])
+    ratio = jackknife(pooled, columns[0], columns[3])
+    excess = jackknife(pooled, columns[1] - columns[2], columns[3])
+    share, chance = (float(pooled(column, band)) for column in columns[1:3])
     name, over = f"{stream} bands", heads.over()
     return judged(
         [
@@ -113,9 +113,9 @@ def bands_are_runs(evidence: Evidence, stream: str = QUERY) -> Finding:
     columns = [array.sum(1) for array in (size, starts.sum(-1), shuffled)]
 
     def longer(members: np.ndarray, runs: np.ndarray, by_chance: np.ndarray) -> np.ndarray:
-        return np.asarray(members.sum() / runs.sum() - members.sum() / by_chance.sum())
+        return np.asarray(pooled(members, runs) - pooled(members, by_chance))
 
-    runs, by_chance = (float(columns[0].sum() / column.sum()) for column in columns[1:])
+    runs, by_chance = (float(pooled(columns[0], column)) for column in columns[1:])
     test = above(
         f"mean run of {stream} band pairs, minus that of pairs shuffled within heads",
         jackknife(longer, *columns),
@@ -142,7 +142,7 @@ def low_sequence_fe_is_rhythm(evidence: Evidence, stream: str = QUERY) -> Findin
     kind = kinds(stream_data(result, stream)["dominant_period"], length).transpose(LAYER, HEAD_AXIS[stream], PAIR)
     periodic = heads.chosen(PERIODIC)
     rhythm = periodic & (kind.values == RHYTHM)
-    share = jackknife(lambda beat, size: beat.sum() / size.sum(), rhythm.sum((1, 2)), periodic.sum((1, 2)))
+    share = jackknife(pooled, rhythm.sum((1, 2)), periodic.sum((1, 2)))
     noise = rhythm_of_red_noise(length, heads.windows, float(np.median(heads.sequence_fe[periodic])))
     bound = max(0.5, noise)
     test = above(
@@ -210,13 +210,13 @@ def keys_are_more_periodic(evidence: Evidence) -> Finding:
     pairs = [side.present.sum((1, 2)) for side in sides]
 
     def excess(query: np.ndarray, key: np.ndarray, queries: np.ndarray, keys: np.ndarray) -> np.ndarray:
-        return np.asarray(key.sum() / keys.sum() - query.sum() / queries.sum())
+        return np.asarray(pooled(key, keys) - pooled(query, queries))
 
     test = above(
         "share of periodic key pairs minus that of periodic query pairs",
         jackknife(excess, *counts, *pairs),
         0.0,
-        Control("queries", float(counts[0].sum() / pairs[0].sum())),
+        Control("queries", float(pooled(counts[0], pairs[0]))),
         over=sides[0].over(),
         least=_FEW,
     )
@@ -235,6 +235,12 @@ def joint(findings: list[Finding]) -> Finding:
         return lacking
     remarks = " ".join(found.reason.split(". ", 1)[-1] for found in findings)
     return judged(tests, settles=findings[0].settles, remark=remarks)
+
+
+def pooled(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """The sum of one over that of the other; NaN over nothing."""
+    total = whole.sum()
+    return np.asarray(part.sum() / total if total else np.nan)
 
 
 def measuring(evidence: Evidence, more: str = "--count 8") -> str:

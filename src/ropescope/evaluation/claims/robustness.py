@@ -16,7 +16,7 @@ from ropescope.base.selections import BANDS, PERIODIC, Selection
 from ropescope.base.statistics import jackknife
 from ropescope.evaluation.claims.evidence import Evidence, Named
 from ropescope.evaluation.claims.findings import Control, Finding, Test, above, below, inside, judged, unknown
-from ropescope.evaluation.claims.observations import LEAST_PAIRS, Heads, measuring, unmeasured
+from ropescope.evaluation.claims.observations import LEAST_PAIRS, Heads, measuring, pooled, unmeasured
 from ropescope.measurement.results import stream_data, window_length
 
 # How much of an overlap may be lost beside what windows of one text already lose.
@@ -36,7 +36,7 @@ def bands_in_many_heads(evidence: Evidence, stream: str = QUERY) -> Finding:
     heads = Heads.of(result, stream)
     there = heads.present.any(-1)
     holding = heads.chosen(BANDS).any(-1)
-    share = jackknife(lambda some, all_: some.sum() / all_.sum(), holding.sum(1), there.sum(1))
+    share = jackknife(pooled, holding.sum(1), there.sum(1))
     test = above(f"share of {stream} heads with a band", share, 0.5, "half of the heads", over=heads.over())
     return judged([test], settles=measuring(evidence, "--count 16"))
 

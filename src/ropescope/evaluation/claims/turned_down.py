@@ -21,7 +21,7 @@ from ropescope.evaluation.claims.findings import (
     judged,
     unknown,
 )
-from ropescope.evaluation.claims.observations import Heads, unmeasured
+from ropescope.evaluation.claims.observations import Heads, pooled, unmeasured
 from ropescope.evaluation.importance_validation import KIND, LEAST
 from ropescope.evaluation.sweep.changes import ALL_RANDOM, CONTROL, change
 from ropescope.evaluation.sweep.dataset import ALPHA, ARM, SELECTION, SWEEP, WINDOW
@@ -145,7 +145,7 @@ def bands_hold_importance(evidence: Evidence) -> Finding:
         band, windows = heads.chosen(BANDS), fisher.shape[0]
         if not band.any():
             return unknown(f"No {stream} pair is a band ({BANDS.rule}).", "another model, measured")
-        held = jackknife(lambda some, all_: some.sum() / all_.sum(), fisher[:, band].sum(1), fisher.sum((1, 2, 3)))
+        held = jackknife(pooled, fisher[:, band].sum(1), fisher.sum((1, 2, 3)))
         tests.append(
             above(
                 f"share of the importance that {stream} bands hold",
