@@ -50,7 +50,7 @@ def same_everywhere(workers: Workers, *arrays: np.ndarray) -> None:
 
 
 def share_windows(workers: Workers, folder: Path) -> None:
-    """Measure, perplexity and sweep, with windows that the processes do not divide and with fewer than processes."""
+    """Each measurement and evaluation, with windows that the processes do not divide and with fewer than processes."""
     for architecture in ARCHITECTURES:
         model = architecture.shared()
         for count, batch_size in ((5, 1), (5, 2), (1, 1)):
@@ -64,6 +64,7 @@ def share_windows(workers: Workers, folder: Path) -> None:
             assert judged.value == alone.value and judged.protocol == alone.protocol
         share_cells(workers, model, folder / f"{architecture}.nc")
     share_plans(workers, folder)
+    share_worth(workers, LLAMA.shared(), folder / "worth.nc")
     automatic = rs.measure(LLAMA.shared(), tokens(5, 96), batch_size="auto", group=workers.group, **FRAMES)
     same_values(automatic, rs.measure(LLAMA.shared(), tokens(5, 96), **FRAMES))
 
@@ -101,6 +102,21 @@ def share_plans(workers: Workers, folder: Path) -> None:
     np.testing.assert_array_equal(data["key_bytes"], plain["key_bytes"])
     same_everywhere(workers, data["prefill_seconds"].values, data["decode_seconds"].values)
     assert bool((data["decode_seconds"][1:] > 0).all())
+
+
+def share_worth(workers: Workers, model: Any, path: Path) -> None:
+    windows, both = tokens(3, 24), {"path": path, "group": workers.group}
+    for batch_size in (1, 2):
+        alone = rs.importance(model, windows, batch_size=batch_size)
+        for _ in range(2):
+            together = rs.importance(model, windows, batch_size=batch_size, overwrite=batch_size == 2, **both)
+            for stream in ("query", "key"):
+                xr.testing.assert_identical(together[stream].to_dataset(), alone[stream].to_dataset())
+    both["path"] = path.with_name(f"{path.stem}-check.nc")
+    # of a file that both have read: each has weighed alone for itself, at a time of its own
+    check = rs.validate_importance(model, windows[:2], together, 4, **both)
+    xr.testing.assert_identical(check, rs.validate_importance(model, windows[:2], together, 4))
+    assert not list(path.parent.glob("*.partial"))
 
 
 def share_heads(workers: Workers, folder: Path) -> None:
@@ -143,12 +159,17 @@ def intervene(whole: Any, spread: Any, mask: rs.PairMask) -> None:
         assert found[2] == pytest.approx(found[0], rel=1e-5)
         assert found[3] == found[1]
         assert abs(found[0] / plain - 1) > 1e-3
+    worth = rs.importance(whole, windows, draws=1)
+    lost = [rs.validate_importance(model, windows, worth, 4).kl for model in (whole, spread)]
+    np.testing.assert_allclose(lost[1], lost[0], rtol=1e-2, atol=1e-7)
 
 
 def refuse(workers: Workers, whole: Any, spread: Any, folder: Path) -> None:
     windows = tokens(2, 96)
     with pytest.raises(InputError, match="is already spread over 2 processes"):
         rs.measure(spread, windows, group=workers.group, **FRAMES)
+    with pytest.raises(InputError, match="importance got a model spread over processes"):
+        rs.importance(spread, windows)
     with pytest.raises(InputError, match="batch_size got 'auto' with a model spread over processes"):
         rs.perplexity(spread, windows, batch_size="auto")
     with pytest.raises(ModelError, match=r"Linear with weights of type DTensor.* use weighted_rope at run time"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -165,16 +166,16 @@ def resampled_sums(
 
 
 def bootstrapped(
-    statistic: Callable[..., float], *arrays: np.ndarray, resamples: int = 2000, seed: int = 0
+    statistic: Callable[..., Any], *arrays: np.ndarray, resamples: int = 2000, seed: int = 0
 ) -> np.ndarray:
     """A statistic with its 95 % percentile bootstrap over units drawn with replacement, (estimate).
 
     Parameters
     ----------
     statistic
-        Takes the arrays, gives a number.
+        Takes the arrays, or as many draws of them at once, (draw, unit), and gives a number, or one of each draw.
     arrays
-        Of one length along the first axis, which is of units; they are drawn together.
+        Of one length, (unit); they are drawn together.
     resamples
         Draws, at least 1.
     seed
@@ -187,7 +188,8 @@ def bootstrapped(
 
     Examples
     --------
-    >>> bootstrapped(np.mean, np.array([1.0, 2.0, 3.0, 4.0, 5.0]), resamples=100).round(1).tolist()
+    >>> values = np.array([1.0, 2.0, 3.0, 4.0, 5.0])
+    >>> bootstrapped(lambda drawn: drawn.mean(-1), values, resamples=100).round(1).tolist()
     [3.0, 1.9, 4.2]
     """
     count = len(arrays[0])
@@ -195,25 +197,35 @@ def bootstrapped(
         return np.array([statistic(*arrays) if count else np.nan, np.nan, np.nan])
     random = np.random.default_rng(seed)
     places = random.integers(count, size=(resamples, count))
-    draws = [statistic(*(array[drawn] for array in arrays)) for drawn in places]
+    draws = statistic(*(array[places] for array in arrays))
     return np.array([statistic(*arrays), *np.nanquantile(draws, TAILS)])
 
 
-def rank_correlation(first: np.ndarray, other: np.ndarray) -> float:
-    """Spearman's rank correlation, equal values at the mean of their ranks; NaN where either side does not vary.
+def rank_correlation(first: np.ndarray, other: np.ndarray) -> Any:
+    """Spearman's rank correlation along the last axis, equal values at the mean of their ranks.
+
+    NaN where either side does not vary.
 
     Examples
     --------
-    >>> rank_correlation(np.array([1.0, 2.0, 3.0]), np.array([1.0, 4.0, 9.0]))
+    >>> float(rank_correlation(np.array([1.0, 2.0, 3.0]), np.array([1.0, 4.0, 9.0])))
     1.0
     """
-    centred = [rank - rank.mean() for rank in map(ranks, (first, other))]
-    size = float(np.sqrt((centred[0] ** 2).sum() * (centred[1] ** 2).sum()))
-    return float((centred[0] * centred[1]).sum() / size) if size > 0 else np.nan
+    centred = [rank - rank.mean(-1, keepdims=True) for rank in map(ranks, (first, other))]
+    size = np.sqrt((centred[0] ** 2).sum(-1) * (centred[1] ** 2).sum(-1))
+    return (centred[0] * centred[1]).sum(-1) / np.where(size > 0, size, np.nan)
 
 
 def ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks from 1, equal values at the mean of theirs; in NumPy, since measuring does without SciPy."""
-    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
-    middle: np.ndarray = np.cumsum(counts) - (counts - 1) / 2
-    return middle[places]
+    """Ranks along the last axis from 1, equal values at the mean of theirs; in NumPy: measuring does without SciPy."""
+    order = values.argsort(-1, kind="stable")
+    ascending = np.take_along_axis(values, order, -1)
+    places = np.arange(values.shape[-1])
+    starts = np.ones(values.shape, dtype=bool)
+    starts[..., 1:] = ascending[..., 1:] != ascending[..., :-1]
+    ends = np.roll(starts, -1, -1)
+    low = np.maximum.accumulate(np.where(starts, places, 0), -1)
+    high = np.minimum.accumulate(np.where(ends, places, len(places))[..., ::-1], -1)[..., ::-1]
+    found = np.empty(values.shape)
+    np.put_along_axis(found, order, (low + high) / 2 + 1, -1)
+    return found

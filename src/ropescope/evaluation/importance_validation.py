@@ -227,15 +227,20 @@ def _agreement(variables: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         known = ~np.isnan(kl)
         predicted_kl, predicted_nll = (variables[f"predicted_{name}"][kind] for name in ("kl", "nll"))
         small = known & (predicted_kl <= SMALL)
-        found["kl_correlation"].append(bootstrapped(rank_correlation, predicted_kl[known], kl[known]))
-        found["nll_correlation"].append(bootstrapped(rank_correlation, predicted_nll[known], nll[known]))
-        found["kl_ratio"].append(bootstrapped(_ratio, predicted_kl[known], kl[known]))
-        found["small_kl_ratio"].append(bootstrapped(_ratio, predicted_kl[small], kl[small]))
+        pairs = {
+            "kl_correlation": (rank_correlation, predicted_kl[known], kl[known]),
+            "nll_correlation": (rank_correlation, predicted_nll[known], nll[known]),
+            "kl_ratio": (_ratio, predicted_kl[known], kl[known]),
+            "small_kl_ratio": (_ratio, predicted_kl[small], kl[small]),
+        }
+        for name, given in pairs.items():
+            found[name].append(bootstrapped(*given))
     return {name: np.stack(rows) for name, rows in found.items()}
 
 
-def _ratio(predicted: np.ndarray, true: np.ndarray) -> float:
-    return float(predicted.sum() / true.sum()) if true.sum() > 0 else np.nan
+def _ratio(predicted: np.ndarray, true: np.ndarray) -> Any:
+    total = true.sum(-1)
+    return predicted.sum(-1) / np.where(total > 0, total, np.nan)
 
 
 def in_words(data: xr.Dataset) -> list[str]:

@@ -14,7 +14,7 @@ from torch import Tensor
 import ropescope as rs
 from architectures import ARCHITECTURES, LLAMA, SMOLLM3, Architecture, state_of, tokens
 from ropescope.base.errors import InputError, ModelError, NonFiniteError
-from ropescope.base.statistics import bootstrapped, rank_correlation
+from ropescope.base.statistics import bootstrapped, rank_correlation, ranks
 from ropescope.evaluation import ablation
 from ropescope.evaluation.importance_validation import in_words, sampled, validate_importance
 from ropescope.interventions.derotation import derotated
@@ -239,11 +239,23 @@ def test_rank_correlation_puts_equal_values_at_the_mean_of_their_ranks() -> None
     assert np.isnan(rank_correlation(first, np.ones(5)))
 
 
+def test_ranks_and_their_correlations_are_those_of_each_row() -> None:
+    from scipy.stats import rankdata
+
+    first, other = np.random.default_rng(0).integers(6, size=(2, 20, 9)).astype(float)
+    np.testing.assert_array_equal(ranks(first), rankdata(first, axis=-1))
+    one_by_one = [rank_correlation(*rows) for rows in zip(first, other, strict=True)]
+    np.testing.assert_array_equal(rank_correlation(first, other), one_by_one)
+
+
 def test_a_bootstrap_draws_units_together() -> None:
+    def mean(drawn: np.ndarray) -> Any:
+        return drawn.mean(-1)
+
     values = np.random.default_rng(0).normal(size=400)
-    value, low, high = bootstrapped(np.mean, values)
+    value, low, high = bootstrapped(mean, values)
     assert value == values.mean()
     assert high - low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.1)
-    np.testing.assert_allclose(bootstrapped(lambda a, b: float((a / b).mean()), values, values), 1.0)
-    assert np.isnan(bootstrapped(np.mean, values[:4])).tolist() == [False, True, True]
-    assert np.isnan(bootstrapped(np.mean, values[:0])).all()
+    np.testing.assert_allclose(bootstrapped(lambda a, b: (a / b).mean(-1), values, values), 1.0)
+    assert np.isnan(bootstrapped(mean, values[:4])).tolist() == [False, True, True]
+    assert np.isnan(bootstrapped(mean, values[:0])).all()
