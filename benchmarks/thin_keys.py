@@ -47,7 +47,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", choices=DEVICES)
     parser.add_argument("--length", type=int, default=8192, help="tokens in the cache")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--peak-of", nargs=3, metavar=("TASK", "COUNT", "LENGTH"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     model = load(options.device)

@@ -25,7 +25,7 @@ from ropescope.compression.plans import KeyPlan
 from ropescope.compression.several import frontier_plans
 from ropescope.compression.thinning import thin_keys
 from ropescope.evaluation.frontier import judging
-from ropescope.evaluation.frontier.changes import OTHER, bytes_share, compared, frontier_table
+from ropescope.evaluation.frontier.changes import OTHER, bytes_share, compared, frontier_table, value_percent
 from ropescope.evaluation.frontier.dataset import FRONTIER, PLAN, STOCK, labelled
 from ropescope.evaluation.frontier.in_words import findings, section
 from ropescope.evaluation.frontier.judging import frontier
@@ -245,6 +245,13 @@ def test_sentences_say_what_the_intervals_carry() -> None:
 def test_the_table_has_a_row_for_every_plan_in_every_format() -> None:
     text, markdown = frontier_table(planted()), frontier_table(planted(), format="markdown")
     assert len(text.splitlines()) == 5 and len(markdown.splitlines()) == 6
+    assert [value_percent(each) for each in (0.0053, -0.123, 2.345, 47.61, 1e4)] == [
+        "+0.53 %",
+        "-12.3 %",
+        "+234.5 %",
+        "+4761 %",
+        "+1e+06 %",
+    ]
     assert "| latent 0.5 | 50.2% |" in markdown and "+1.01 % [+1.01, +1.01]" in markdown
     rows = list(csv.DictReader(io.StringIO(frontier_table(planted(), format="csv"))))
     assert [row["method"] for row in rows] == [STOCK, "latent", "drop", "norm"]

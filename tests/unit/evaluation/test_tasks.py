@@ -124,12 +124,13 @@ def test_thin_keys_are_an_arm_whose_answers_are_those_of_the_harness_inside_them
 ) -> None:
     model, tokenizer = loaded
     plan = plan_keys(model, token_windows(tokenizer, "builtin", length=64, count=8), keep=0.6, metric="query", sinks=2)
-    data = run(loaded, folder, {"thin": plan, "slow": masks["slow"]}, path=tmp_path / "tasks.nc")
+    data = run(loaded, folder, {"thin": plan, "slow": masks["slow"]}, ["rolling"], path=tmp_path / "tasks.nc")
     assert data["arm"].values.tolist() == ["plain", "slow at 0", "thin"]
     with thin_keys(model, plan):
-        inside = run(loaded, folder, masks["none"])
+        inside = run(loaded, folder, masks["none"], ["rolling"])
     np.testing.assert_array_equal(data["outcome"].sel(arm="thin"), inside["outcome"].sel(arm="plain"))
     np.testing.assert_array_equal(data["value"].sel(arm="thin"), inside["value"].sel(arm="plain"))
+    assert (data["outcome"].sel(arm="thin") != data["outcome"].sel(arm="plain")).all(), "the keys are thinned"
     rows = [row for row in compared(data) if row.selection == "thin"]
     assert rows and np.isnan(rows[0].alpha)
     assert re.search(r"thin +- ", tasks_table(data))

@@ -115,7 +115,9 @@ def value_percent(value: float) -> str:
 
 
 def _signed(value: float) -> str:
-    return f"{value:+.3g}" if abs(value) >= 1000 else f"{value:+.{1 if abs(value) >= 10 else 2}f}"
+    if abs(value) >= 1e5:
+        return f"{value:+.3g}"
+    return f"{value:+.{0 if abs(value) >= 1000 else 1 if abs(value) >= 10 else 2}f}"
 
 
 def number(value: float) -> str:
