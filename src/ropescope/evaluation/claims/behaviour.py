@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from ropescope.base.axes import TokenIds
+    from ropescope.model.card import RotaryCard
 
 # A look back needs distances, and a passage that is read twice some text.
 LEAST_LENGTH = 64
@@ -91,7 +92,7 @@ def behaviour(
     """
     facts = _facts(model, windows, result, context)
     workers = workers_of(model, group)
-    run = _Run(model, windows, arms_of(result, context))
+    run = _Run(model, windows, arms_of(result, context), probe(model, positions=windows.shape[1]))
     output = Output(
         path=path,
         overwrite=overwrite,
@@ -106,7 +107,7 @@ def behaviour(
         share = cells.shared(run.steps())
         return run.dataset(cells.everywhere(dict(share.found(one_by_one(run.cell, str)))), facts)
 
-    return output.finished_or_made(Cells("look", "pass", workers, progress), made)
+    return output.finished_or_made(Cells("look", "step", workers, progress), made)
 
 
 def _facts(model: PreTrainedModel, windows: TokenIds, result: xr.DataTree, context: int | None) -> dict[str, Any]:
@@ -134,6 +135,7 @@ class _Run:
     model: PreTrainedModel
     windows: TokenIds
     arms: Mapping[str, Arm]
+    card: RotaryCard
 
     def steps(self) -> dict[str, int]:
         looks = {f"window-{window:06}": 1 for window in range(len(self.windows))}
@@ -167,7 +169,7 @@ class _Run:
         return np.stack([found.window_nats / found.window_tokens for found in (once, twice)])
 
     def _looked(self, window: int) -> Cell:
-        rotations = {rotation.layer: rotation for rotation in probe(self.model).layers}
+        rotations = {rotation.layer: rotation for rotation in self.card.layers}
         found: dict[int, dict[str, np.ndarray]] = {}
 
         def look(call: AttentionCall) -> None:
@@ -191,7 +193,7 @@ class _Run:
             name: (dims, values[name], {"long_name": what, "units": units})
             for name, (what, units, dims) in VARIABLES.items()
         }
-        layers = [rotation.layer for rotation in probe(self.model).layers]
+        layers = [rotation.layer for rotation in self.card.layers]
         labels = {ARM: names, READING: list(READINGS), LAYER: layers, SEQUENCE: range(count)}
         return xr.Dataset(arrays, labels, BEHAVIOUR.attributes(facts))
 

@@ -182,7 +182,7 @@ def _swept(evidence: Evidence, selection: Selection) -> tuple[tuple[xr.Dataset, 
             if not known & {selection.name, selection.expression}:
                 continue
             if int(data["selected_pairs"].sel({SELECTION: name}).sum()) == 0:
-                lacking = unknown(f"No pair is one of the {selection.plural} ({selection.rule}).", "another model")
+                lacking = unknown(f"No pair has {selection.rule}.", "another model, measured")
             elif data.sizes[WINDOW] < LEAST_WINDOWS:
                 why = f"{data.sizes[WINDOW]} windows give no interval; the least is {LEAST_WINDOWS}."
                 lacking = unknown(why, settles)
