@@ -47,7 +47,11 @@ def nope_result(banded: tuple[int, ...], beating: tuple[int, ...]) -> xr.DataTre
 
 TRUTHS: dict[str, tuple[list[Any], list[Any], list[Any]]] = {
     "bands-are-loud": ([measurement(RUN)], [measurement(RUN, loud=0.5)], [measurement()]),
-    "bands-are-runs": ([measurement(RUN)], [measurement(SCATTERED)], [measurement(RUN, layers=2, only_layers=(0, 1))]),
+    "bands-are-contiguous": (
+        [measurement(RUN)],
+        [measurement(SCATTERED)],
+        [measurement(RUN, layers=2, only_layers=(0, 1))],
+    ),
     "low-sequence-fe-is-rhythm": (
         [measurement(periodic=(1, 2, 3))],
         [measurement(periodic=(1, 2, 3), periods=DRIFTING)],
@@ -58,7 +62,16 @@ TRUTHS: dict[str, tuple[list[Any], list[Any], list[Any]]] = {
         [nope_result(banded=ROPE, beating=NOPE)],
         [measurement(RUN)],
     ),
-    "keys-have-bands": ([measurement(RUN)], [measurement(RUN, key_bands=SCATTERED)], [measurement(RUN, key_bands=())]),
+    "key-bands-are-loud": (
+        [measurement((), key_bands=RUN)],
+        [measurement(RUN, key_bands=RUN, loud=0.5)],
+        [measurement(RUN, key_bands=())],
+    ),
+    "key-bands-are-contiguous": (
+        [measurement(SCATTERED, key_bands=RUN)],
+        [measurement(RUN, key_bands=SCATTERED)],
+        [measurement(RUN, key_bands=())],
+    ),
     "keys-are-more-periodic": (
         [measurement(periodic=(1,), key_periodic=(1, 2, 3))],
         [measurement(periodic=(1, 2, 3), key_periodic=(1,))],
@@ -220,7 +233,7 @@ def test_runs_of_shuffled_pairs_are_as_long_as_they_are_said_to_be() -> None:
         for layer, head in np.ndindex(*fe.shape[1:3]):
             fe[:, layer, head, random.permutation(PAIRS)[:6]] = 0.1
         result[stream] = xr.DataTree(data.assign(spectrum_fe=(data["spectrum_fe"].dims, fe)))
-    (test,) = claims(of(result), only=["bands-are-runs"])["bands-are-runs"].tests
+    (test,) = claims(of(result), only=["bands-are-contiguous"])["bands-are-contiguous"].tests
     drawn = [np.diff(np.pad(random.permutation(PAIRS) < 6, 1).astype(int)).clip(0).sum() for _ in range(4000)]
     assert test.control.value == pytest.approx(6 / np.mean(drawn), rel=0.02)
     assert abs(test.value) < 0.1 and test.low < 0
@@ -263,7 +276,7 @@ def test_verdicts_say_the_same_in_every_form() -> None:
     assert verdicts.summary().startswith(
         f"Of {len(CLAIMS)} claims on synthetic/tiny-irope, {held} hold, {failed} fail, "
     )
-    assert "Holds: bands are loud, bands are runs, " in verdicts.summary()
+    assert "Holds: bands are loud, bands are contiguous, " in verdicts.summary()
 
 
 def test_every_claim_cites_a_text_and_a_place_in_it() -> None:
@@ -305,7 +318,7 @@ def test_of_several_models_each_is_judged_by_its_own_files() -> None:
     }
     found = claims_by_model(contents)
     assert list(found) == ["one", "two"]
-    assert [verdicts["bands-are-runs"].verdict for verdicts in found.values()] == [HOLDS, FAILS]
+    assert [verdicts["bands-are-contiguous"].verdict for verdicts in found.values()] == [HOLDS, FAILS]
     assert [verdicts["bands-are-essential"].verdict for verdicts in found.values()] == [HOLDS, CANNOT]
     assert all(verdicts["other-model-other-places"].tests for verdicts in found.values())
     alone = claims_by_model({"one": measurement(RUN), "again": measurement(RUN, corpus="c4")})

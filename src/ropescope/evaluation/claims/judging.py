@@ -134,7 +134,7 @@ class Verdicts:
         Returns
         -------
         Section
-            The summary, how to read it and the sources; a table of all numbers, and one of what cannot be said.
+            The summary and how to read it; tables of all numbers, of what cannot be said, and of the sources.
 
         Examples
         --------
@@ -142,14 +142,17 @@ class Verdicts:
         'What is claimed, and what this model says'
         """
         title = "What is claimed, and what this model says" + (f": {name}" if name else "")
-        sources = dict.fromkeys(claim.source for claim, _ in self.findings)
-        cited = "Sources: " + "; ".join(f"{source.short} is {source}" for source in sources) + "."
-        return Section(title, (self.summary(), HOW_TO_READ, cited), (self._table(), *self._open()))
+        return Section(title, (self.summary(), HOW_TO_READ), (self._table(), *self._open(), self._sources()))
 
     def _table(self) -> Table:
         header = ["claim", "verdict", "measured", "number", "95 % interval", "over", "asked", "control", "source"]
         rows = [row for item in self.findings for row in _rows(*item)]
         return Table(header, rows, "Claims and the numbers that they stand or fall with")
+
+    def _sources(self) -> Table:
+        sources = dict.fromkeys(claim.source for claim, _ in self.findings)
+        rows = [[source.short, source.authors, source.title, source.venue, source.url] for source in sources]
+        return Table(["source", "authors", "title", "where", "address"], rows, "Sources")
 
     def _open(self) -> Iterator[Table]:
         rows = [[claim.key, found.reason, found.settles] for claim, found in self.findings if found.verdict == CANNOT]

@@ -11,7 +11,7 @@ from ropescope.base.axes import HEAD_AXIS, KEY, LAYER, PAIR, QUERY, SEQUENCE
 from ropescope.base.selections import BANDS, PERIODIC, Selection
 from ropescope.base.statistics import jackknife
 from ropescope.evaluation.claims.evidence import Evidence
-from ropescope.evaluation.claims.findings import Control, Finding, Test, above, below, judged, unknown
+from ropescope.evaluation.claims.findings import Control, Finding, above, below, judged, unknown
 from ropescope.evaluation.claims.red_noise import rhythm_of_red_noise
 from ropescope.measurement.periods import RHYTHM, kinds
 from ropescope.measurement.results import mean_over_sequences, rotated_layers, stream_data, window_length
@@ -221,20 +221,6 @@ def keys_are_more_periodic(evidence: Evidence) -> Finding:
         least=_FEW,
     )
     return judged([test], settles=_more_layers(evidence))
-
-
-def keys_have_bands(evidence: Evidence) -> Finding:
-    """Whether the bands of keys are loud and contiguous, too."""
-    return joint([bands_are_loud(evidence, KEY), bands_are_runs(evidence, KEY)])
-
-
-def joint(findings: list[Finding]) -> Finding:
-    """Several findings as one, which holds where all hold."""
-    tests: list[Test] = [test for found in findings for test in found.tests]
-    if lacking := next((found for found in findings if not found.tests), None):
-        return lacking
-    remarks = " ".join(found.reason.split(". ", 1)[-1] for found in findings)
-    return judged(tests, settles=findings[0].settles, remark=remarks)
 
 
 def pooled(part: np.ndarray, whole: np.ndarray) -> np.ndarray:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+
+from ropescope.base.axes import KEY
 from ropescope.evaluation.claims import acting, field, observations, robustness, turned_down
 from ropescope.evaluation.claims.findings import Claim
 from ropescope.evaluation.claims.sources import (
@@ -23,7 +26,7 @@ CLAIMS = (
         observations.bands_are_loud,
     ),
     Claim(
-        "bands-are-runs",
+        "bands-are-contiguous",
         "Pairs of low SpectrumFE lie next to each other: they make contiguous bands.",
         FREQUENCY_ENTROPY,
         "section 3.4, observation 1",
@@ -47,12 +50,20 @@ CLAIMS = (
         observations.nope_has_bands_not_periods,
     ),
     Claim(
-        "keys-have-bands",
-        "Keys, too, have bands: loud and contiguous.",
+        "key-bands-are-loud",
+        "Keys, too, have bands whose norm is lastingly high.",
         FREQUENCY_ENTROPY,
         "appendix A.2",
         "a measurement",
-        observations.keys_have_bands,
+        partial(observations.bands_are_loud, stream=KEY),
+    ),
+    Claim(
+        "key-bands-are-contiguous",
+        "The bands of keys are contiguous, too.",
+        FREQUENCY_ENTROPY,
+        "appendix A.2",
+        "a measurement",
+        partial(observations.bands_are_runs, stream=KEY),
     ),
     Claim(
         "keys-are-more-periodic",
