@@ -54,8 +54,8 @@ def _demo_importance(model: Any, tokenizer: Any, result: xr.DataTree, folder: Pa
     import ropescope as rs
     from ropescope.analysis.importance_in_words import bands_sentence
 
-    say("\nWhat does the loss feel? Importance of every pair, 5 windows of 512 tokens, one draw\n")
-    windows = rs.token_windows(tokenizer, "builtin", length=512, count=5)
+    say("\nWhat does the loss feel? Importance of every pair, 5 windows of 256 tokens, one draw\n")
+    windows = rs.token_windows(tokenizer, "builtin", length=256, count=5)
     worth = rs.importance(model, windows, draws=1, progress=True)
     say(bands_sentence(rs.importance_shares(result, worth), QUERY))
     return rs.save(worth, (folder / "builtin-importance.nc").resolve())
