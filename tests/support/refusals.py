@@ -11,16 +11,16 @@ from ropescope import cli
 from ropescope.base.errors import RopescopeError
 
 
-def refusal(call: Callable[..., Any], *arguments: Any, **options: Any) -> str:
-    """The message, in one line, of the error that the call raises."""
-    with pytest.raises(RopescopeError) as caught:
+def refused(error: type[RopescopeError], call: Callable[..., Any], *arguments: Any, **options: Any) -> str:
+    """The message, in one line, of the error of that kind that the call raises."""
+    with pytest.raises(error) as caught:
         call(*arguments, **options)
     message = str(caught.value)
     assert "\n" not in message
     return message
 
 
-def command_refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     """The one line that the command ends with, its name left out."""
     with pytest.raises(SystemExit) as stopped:
         cli.main(list(arguments))
