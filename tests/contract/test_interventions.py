@@ -768,8 +768,8 @@ def test_a_measured_mask_fits_its_own_model_in_any_dtype(intervention: Intervent
 def test_a_mask_for_other_weights_is_refused_unless_it_is_for_any_model() -> None:
     other = LLAMA.build(seed=1)
     assert refusals(other, measured_mask()) == {
-        "the mask was selected on other weights (None) than this model's; select on this model, or take "
-        "mask.for_any_model()"
+        "the mask was selected on other weights (None) than this model's; measure and select on this model "
+        "(in Python mask.for_any_model() lifts the check)"
     }
     stock = at_once(other)
     for intervention in (damped, derotated):

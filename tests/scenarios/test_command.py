@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import signal
@@ -148,7 +149,9 @@ def test_bad_texts(saved, tmp_path, capsys):
 def test_measure_names_its_file_as_it_was_given(saved, text, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     cli.main(["measure", str(saved), "--corpus", str(text), *SHORT, "--output", "r.nc"])
-    assert capsys.readouterr().out.endswith("result: r.nc\nfigures: ropescope figures r.nc\n")
+    assert capsys.readouterr().out.endswith(
+        "result: r.nc\nfigures: ropescope figures r.nc\nmore pairs: ropescope show r.nc\n"
+    )
 
 
 def test_bad_models(text, tmp_path, capsys):
@@ -290,6 +293,29 @@ def test_baked_folder_opens_in_plain_transformers(saved, result, tmp_path, capsy
     rows = new.model.layers[0].self_attn.q_proj.weight / old.model.layers[0].self_attn.q_proj.weight
     assert rows.mean(1)[:4].tolist() == pytest.approx([0.1, 0.1, 1, 1], rel=1e-2)
     assert "is not an empty folder" in refusal(capsys, *arguments)
+    made_of = json.loads((folder / "ropescope.json").read_text())
+    assert (made_of["selection"], made_of["alpha"]) == ("pair < 2", 0.1)
+    assert made_of["model"] == json.loads(rs.load(result).attrs["provenance"])["model"]
+
+
+def test_selections_are_listed_with_what_they_hold(result, capsys):
+    cli.main(["select", "--list"])
+    listed = capsys.readouterr().out
+    assert "  bands              spectrum_fe < 0.2\n" in listed and "query pairs" not in listed
+    assert "  fisher             importance (nat/token)\n" in listed
+    cli.main(["select", str(result), "--list"])
+    counted = capsys.readouterr().out
+    held = rs.select(rs.load(result), "spectrum-outliers").counts()
+    row = next(line for line in counted.splitlines() if line.startswith("  spectrum-outliers"))
+    assert row.split()[-6:] == [
+        str(int(held["query"].sum())),
+        "query",
+        "pairs",
+        str(int(held["key"].sum())),
+        "key",
+        "pairs",
+    ]
+    assert "select got no expression; give RESULT and one, or --list" in refusal(capsys, "select", str(result))
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import xarray as xr
 
-from ropescope.base.axes import HEAD_AXIS, LAYER, PAIR
+from ropescope.base.axes import HEAD_AXIS, LAYER, PAIR, SEQUENCE, STREAMS
 from ropescope.measurement.results import kept_heads, mean_over_sequences, rotated_layers, stream_data
 from ropescope.measurement.summary import bands
 
@@ -52,6 +54,30 @@ def default_heads(result: xr.DataTree, stream: str = "query") -> list[tuple[int,
         ranked = [place for place in _ranked(scores) if place not in chosen]
         chosen += ([place for place in ranked if place in kept] or ranked)[:1]
     return chosen
+
+
+def key_heads(result: xr.DataTree, heads: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The key heads that these query heads attend to.
+
+    Parameters
+    ----------
+    result
+        What :func:`ropescope.measure` gave.
+    heads
+        (layer, query head).
+
+    Returns
+    -------
+    list of tuple
+        (layer, key head), each once; a place that the result does not hold stays as it is.
+    """
+    there = {stream: stream_data(result, stream)["mean_norm"].notnull().any((SEQUENCE, PAIR)) for stream in STREAMS}
+    counts = {stream: present.sum(HEAD_AXIS[stream]).to_series().to_dict() for stream, present in there.items()}
+    found = []
+    for layer, head in heads:
+        query, key = (counts[stream].get(layer, 0) for stream in STREAMS)
+        found.append((layer, head // (query // key) if 0 <= head < query and key else head))
+    return list(dict.fromkeys(found))
 
 
 def _loudest_bands(result: xr.DataTree, stream: str, like: xr.DataArray) -> xr.DataArray:

@@ -11,7 +11,9 @@ from ropescope.base.axes import HEAD, LAYER, PAIR
 from ropescope.base.errors import InputError
 
 # Further names that a selection knows; they are of the pair's place and rotation.
-PLACES = (LAYER, HEAD, PAIR, "frequency", "rotated")
+# Conditions of their own: whether the layer turns the pair, and whether both entropies have a value.
+CONDITIONS = ("rotated", "defined")
+PLACES = (LAYER, HEAD, PAIR, "frequency", *CONDITIONS)
 
 
 @dataclass(frozen=True)

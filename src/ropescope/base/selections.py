@@ -79,4 +79,6 @@ NAMED = {
     **{name: selection.expression for name, selection in PAPER.items()},
     "table1": f"{OUTLIERS.expression} or {PERIODIC.expression}",
     SILENT.name: SILENT.expression,
+    # Silent or flat: what has no value satisfies no comparison, and so stands in no other selection.
+    "undefined": "not defined",
 }

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
 from ropescope.base.arguments import check_share
 from ropescope.base.errors import InputError, ResultError
-from ropescope.cli.drawing import make_folder
+from ropescope.cli.drawing import make_folder, write_text
 from ropescope.cli.options import (
     OUTPUT_GROUP,
     ModelName,
@@ -34,7 +35,8 @@ def bake(
 ) -> None:
     """Fold a weighting into the projections and save an ordinary checkpoint.
 
-    The folder opens in plain transformers or any server. Models with QK-norm or fused projections cannot be baked.
+    The folder opens in plain transformers or any server; its `ropescope.json` says which pairs were turned down, by how
+    much, and in which model. Models with QK-norm or fused projections cannot be baked.
 
     Example: `ropescope bake meta-llama/Meta-Llama-3-8B llama3.nc --select table1 --alpha 0.1 --output llama3-baked`
 
@@ -67,4 +69,20 @@ def bake(
     with quiet():
         loaded.save_pretrained(output)
         tokenizer.save_pretrained(output)
+    _record(output, mask.provenance, alpha)
     say(f"{mask}, alpha {alpha}\ncheckpoint: {output}")
+
+
+def _record(folder: Path, selected: Mapping[str, Any], alpha: float) -> None:
+    """Write down what the checkpoint was made of."""
+    import json
+    from importlib.metadata import version
+
+    facts = {
+        "selection": selected["selection"],
+        "alpha": alpha,
+        "model": selected["measured"]["model"],
+        "measured": selected["measured"],
+        "ropescope": version("ropescope"),
+    }
+    write_text(folder / "ropescope.json", json.dumps(facts, indent=2) + "\n")

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ropescope.base.axes import KEY, QUERY
 from ropescope.base.errors import InputError, ResultError, RopescopeError, first_line
 from ropescope.base.files import named
 from ropescope.cli.printing import say
@@ -96,13 +97,17 @@ def draw_result(
     importance: xr.DataTree | None = None,
 ) -> Iterable[Path]:
     """Panel and overview of each stream, and a map of every variable that was joined; importance joined if given."""
+    from ropescope.analysis.heads import key_heads
     from ropescope.measurement.joining import joined
 
     make_folder(folder)
-    drawn = result if importance is None else joined(result, importance)
+    drawn, chosen = result if importance is None else joined(result, importance), list(streams)
     with drawing("the result is as it was"):
-        for stream in streams:
-            for name, figure in _of_stream(drawn, heads, stream):
+        for stream in chosen:
+            shown = [(int(layer or 0), int(head or 0)) for layer, head in heads]
+            if stream == KEY and QUERY in chosen:
+                shown = key_heads(result, shown)
+            for name, figure in _of_stream(drawn, shown, stream):
                 for extension in formats:
                     yield save_figure(figure, folder / f"{stem}-{stream}-{name}.{extension}")
         if importance is not None:
@@ -113,9 +118,7 @@ def draw_result(
                 yield save_figure(figure, folder / f"{stem}-importance.{extension}")
 
 
-def _of_stream(
-    result: xr.DataTree, heads: list[tuple[int | None, int | None]], stream: str
-) -> Iterator[tuple[str, Figure]]:
+def _of_stream(result: xr.DataTree, heads: list[tuple[int, int]], stream: str) -> Iterator[tuple[str, Figure]]:
     """Figures of one stream by the end of their name."""
     from ropescope.analysis.heads import default_heads
     from ropescope.display.figures.heads import panel
@@ -123,8 +126,7 @@ def _of_stream(
     from ropescope.measurement.joining import further_variables
     from ropescope.measurement.results import stream_data
 
-    shown = [(int(layer or 0), int(head or 0)) for layer, head in heads] or default_heads(result, stream)
-    yield "panel", panel(result, shown, stream)
+    yield "panel", panel(result, heads or default_heads(result, stream), stream)
     yield "overview", overview(result, stream)
     for variable in further_variables(stream_data(result, stream)):
         yield variable.name, variable_map(result, variable.name, stream)

@@ -49,7 +49,8 @@ def figures(
     Parameters
     ----------
     heads
-        LAYER:HEAD to draw; default the strongest band, the most periodic head, and a NoPE head or the highest outlier.
+        LAYER:HEAD to draw, query heads unless --stream is key, and the key heads that these attend to; default the
+        strongest band, the most periodic head, and a NoPE head or the highest outlier.
     stream
         query, key or both.
     format

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 from ropescope.base.arguments import check_analysis_window, check_batch_size, check_frames
+from ropescope.base.axes import STREAMS
 from ropescope.cli.options import (
     OUTPUT_GROUP,
     MeasureOptions,
@@ -28,6 +29,12 @@ from ropescope.cli.options import (
     windows_of,
 )
 from ropescope.cli.printing import say
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+# Outliers, periodic pairs and silent places that are named after the summary.
+_NAMED = 3
 
 
 @app.command
@@ -82,11 +89,19 @@ def measure(
         **kept_in(target, overwrite, options),
     )
     if leading():
-        from ropescope.measurement.summary import summary_text
-
         say_if_kept(target, before)
-        say(summary_text(result))
-        say(f"\nresult: {target}\nfigures: ropescope figures {target}")
+        _tell(result, target)
+
+
+def _tell(result: xr.DataTree, target: Path) -> None:
+    """The summary, and by their places the few pairs that stand out."""
+    from ropescope.measurement.ranking import ranked
+    from ropescope.measurement.summary import summary_text
+
+    say(summary_text(result))
+    for table in (table for stream in STREAMS for table in ranked(result, stream, _NAMED)):
+        say(f"\n{table.text()}")
+    say(f"\nresult: {target}\nfigures: ropescope figures {target}\nmore pairs: ropescope show {target}")
 
 
 def _check_in_the_way(target: Path, how: MeasureOptions, text: TextOptions, overwrite: bool) -> None:

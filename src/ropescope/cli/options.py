@@ -40,6 +40,8 @@ app = App(
     suppress_keyboard_interrupt=False,
 )
 
+app.register_install_completion_command()
+
 MODEL_GROUP = Group("Model", sort_key=1)
 TEXT_GROUP = Group("Text", sort_key=2)
 MEASURE_GROUP = Group("Measurement", sort_key=3)

@@ -48,7 +48,7 @@ def _check_measured_on(model: PreTrainedModel, mask: PairMask) -> None:
     if not mask.measured_on:
         return
     differing = other_model(mask.measured_on, model_identity(model))
-    ways = "select on this model, or take mask.for_any_model()"
+    ways = "measure and select on this model (in Python mask.for_any_model() lifts the check)"
     if other_weights(differing):
         raise InputError(
             f"the mask was selected on other weights ({mask.measured_on.get('id')}) than this model's; {ways}"

@@ -210,7 +210,8 @@ class PairMask:
             ids = f"{self.measured_on.get('id')} and {other.measured_on.get('id')}"
             what = f"weights ({ids})" if other_weights(differing) else f"settings ({listed(differing)})"
             raise InputError(
-                f"the masks were measured on other {what}; select both on one model, or take mask.for_any_model()"
+                f"the masks were measured on other {what}; select both on one model "
+                "(in Python mask.for_any_model() lifts the check)"
             )
         theirs = other.streams()
         query, key = (join(array, theirs[stream]) for stream, array in self.streams().items())

@@ -19,7 +19,7 @@ import xarray as xr
 
 from ropescope.base.axes import HEAD_AXIS, LAYER, PAIR, STREAMS
 from ropescope.base.errors import InputError, did_you_mean
-from ropescope.base.pair_variables import PLACES, pair_variables
+from ropescope.base.pair_variables import CONDITIONS, ENTROPIES, PLACES, pair_variables
 from ropescope.base.selections import BANDS, NAMED
 from ropescope.interventions.masks import PairMask, labelled
 from ropescope.measurement.joining import joined
@@ -49,10 +49,10 @@ def select(
         What :func:`ropescope.measure` gave; entropies count as their mean over the sequences.
     expression
         Comparisons (chained too) of `spectrum_fe`, `sequence_fe`, `mean_norm`, `dc_share`, `dominant_period`,
-        `peak_share`, `layer`, `head` (key head for keys), `pair`, `frequency` (rad/token), `rotated` and numbers,
-        joined by `and`, `or`, `not` and parentheses; or a selection by name: the paper's "bands",
-        "spectrum-outliers", "periodic", "table1", or "silent", the pairs that are exactly zero. Registered variables
-        of other measurements count too.
+        `peak_share`, `layer`, `head` (key head for keys), `pair`, `frequency` (rad/token) and numbers, joined by
+        `and`, `or`, `not` and parentheses with each other and with `rotated` and `defined` (both entropies have a
+        value); or a selection by name: the paper's "bands", "spectrum-outliers", "periodic", "table1", or "silent",
+        the pairs that are exactly zero, or "undefined". Registered variables of other measurements count too.
     others
         Measurements of the same pairs, whose registered variables the expression may name.
     importance
@@ -105,7 +105,8 @@ def _values(result: xr.DataTree, stream: str) -> dict[str, xr.DataArray]:
     rotary = result[ROTARY].to_dataset()
     own = {name: data[name] for name in pair_variables() if name in data}
     places = {LAYER: data[LAYER], "head": data[HEAD_AXIS[stream]], PAIR: data[PAIR]}
-    return own | places | {"frequency": rotary["frequency"], "rotated": rotary["rotated"]}
+    defined = reduce(operator.and_, [data[name].notnull() for name in ENTROPIES])
+    return own | places | {"frequency": rotary["frequency"], "rotated": rotary["rotated"], "defined": defined}
 
 
 def _parse(expression: str) -> ast.expr:
@@ -196,7 +197,7 @@ def _quoted(text: str) -> str:
 
 def _is_condition(node: ast.expr) -> bool:
     if isinstance(node, ast.Name):
-        return node.id == "rotated"
+        return node.id in CONDITIONS
     if isinstance(node, ast.UnaryOp):
         return isinstance(node.op, ast.Not)
     return isinstance(node, ast.BoolOp | ast.Compare)
@@ -236,7 +237,9 @@ def _term(node: ast.expr, values: Mapping[str, xr.DataArray]) -> Any:
     match node:
         case ast.Name(id=name):
             if name not in values:
-                raise InputError(f"the result holds no {name}; give the measurement that does: select(result, ..., it)")
+                raise InputError(
+                    f"the result holds no {name}; give the file that does (--importance, or select(result, ..., it))"
+                )
             return values[name]
         case ast.UnaryOp(op=op, operand=ast.Constant(value=value)):
             return np.float64(value) * (-1 if isinstance(op, ast.USub) else 1)  # type: ignore[arg-type]

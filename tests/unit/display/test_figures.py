@@ -13,7 +13,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 
 from drawn import columns, curve
-from ropescope.analysis.heads import default_heads
+from ropescope.analysis.heads import default_heads, key_heads
 from ropescope.base.entropy import spectrum_fe, white_noise_entropy
 from ropescope.base.errors import InputError
 from ropescope.display.figures.heads import panel
@@ -204,6 +204,15 @@ class TestOverview:
     def test_caption_names_a_local_file_without_its_folder(self) -> None:
         caption = overview(synthetic_result(corpus="/somewhere/deep/novel.txt")).get_suptitle()
         assert "· novel.txt validation ·" in caption
+
+
+class TestKeyHeads:
+    def test_query_heads_of_a_group_have_one_key_head(self) -> None:
+        result = synthetic_result(kv_heads=2, heads=4, padded=False)
+        assert key_heads(result, [(0, 0), (0, 1), (0, 3), (2, 2)]) == [(0, 0), (0, 1), (2, 1)]
+
+    def test_a_place_that_is_not_there_stays_for_the_figure_to_refuse(self) -> None:
+        assert key_heads(synthetic_result(), [(99, 1), (0, 99)]) == [(99, 1), (0, 99)]
 
 
 class TestDefaultHeads:

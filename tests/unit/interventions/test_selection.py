@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from ropescope.base.axes import HEAD_AXIS
 from ropescope.base.errors import InputError
-from ropescope.base.pair_variables import MEASURED, PLACES, WORTH
+from ropescope.base.pair_variables import CONDITIONS, MEASURED, PLACES, WORTH
 from ropescope.base.selections import NAMED
 from ropescope.interventions.controls import lowest_norm, matched_random
 from ropescope.interventions.masks import PairMask
@@ -49,7 +49,9 @@ def arrays(tree: xr.DataTree, stream: str) -> dict[str, np.ndarray]:
     shape = values["mean_norm"].shape
     layer, head, pair = np.indices(shape)
     per_layer = {name: np.broadcast_to(rotary[name].values[:, None], shape) for name in ("frequency", "rotated")}
-    return values | per_layer | {"layer": layer + int(data["layer"][0]), "head": head, "pair": pair}
+    defined = ~np.isnan(values["spectrum_fe"]) & ~np.isnan(values["sequence_fe"])
+    places = {"layer": layer + int(data["layer"][0]), "head": head, "pair": pair}
+    return values | per_layer | places | {"defined": defined}
 
 
 def present(tree: xr.DataTree, stream: str) -> np.ndarray:
@@ -80,6 +82,8 @@ EXPRESSIONS: list[tuple[str, Callable[[dict[str, np.ndarray]], Any]]] = [
     ("pair < -0.5", lambda v: v["pair"] < -0.5),
     ("rotated", lambda v: v["rotated"]),
     ("not rotated", lambda v: ~v["rotated"]),
+    ("undefined", lambda v: np.isnan(v["spectrum_fe"]) | np.isnan(v["sequence_fe"])),
+    ("defined and pair < 3", lambda v: v["defined"] & (v["pair"] < 3)),
     ("0.2 < spectrum_fe < 0.3", lambda v: (v["spectrum_fe"] > 0.2) & (v["spectrum_fe"] < 0.3)),
     ("0 < layer <= 2 != pair", lambda v: (v["layer"] > 0) & (v["layer"] <= 2) & (v["pair"] != 2)),
     ("layer == 0 or layer == 1 and pair < 3", lambda v: (v["layer"] == 0) | ((v["layer"] == 1) & (v["pair"] < 3))),
@@ -226,21 +230,21 @@ OPERATORS = {
     "==": operator.eq,
     "!=": operator.ne,
 }
-terms = st.sampled_from([name for name in NAMES if name != "rotated"]) | st.sampled_from(
+terms = st.sampled_from([name for name in NAMES if name not in CONDITIONS]) | st.sampled_from(
     ["0", "1", "2", "-1", "0.2", "0.3", "0.9", "1e-3", "+3", "64", "7.5"]
 )
 comparisons = st.tuples(
     st.just("compare"), terms, st.lists(st.tuples(st.sampled_from(list(OPERATORS)), terms), min_size=1, max_size=3)
 )
 conditions = st.recursive(
-    comparisons | st.just(("rotated",)),
+    comparisons | st.sampled_from([(name,) for name in CONDITIONS]),
     lambda inner: (
         st.tuples(st.just("not"), inner)
         | st.tuples(st.sampled_from(["and", "or"]), st.lists(inner, min_size=2, max_size=3))
     ),
     max_leaves=6,
 )
-BINDING = {"or": 0, "and": 1, "not": 2, "compare": 3, "rotated": 3}
+BINDING = {"or": 0, "and": 1, "not": 2, "compare": 3, **dict.fromkeys(CONDITIONS, 3)}
 
 
 def written(tree: tuple[Any, ...], brackets: bool) -> str:
@@ -334,11 +338,12 @@ def refused(expression: str) -> str:
 
 READS_LIKE = (
     "a selection reads like 'spectrum_fe < 0.2 and layer >= 4', or is one of bands, spectrum-outliers, periodic, "
-    "table1, silent"
+    "table1, silent, undefined"
 )
 # Importance is known by name everywhere, whatever a result holds.
 ALLOWED = ", ".join((*PAIR_VARIABLES, *(variable.name for variable in WORTH), *PLACES))
-PARTS = "use names, numbers, comparisons, and, or, not, or one of bands, spectrum-outliers, periodic, table1, silent"
+NAMES_OF_SELECTIONS = "bands, spectrum-outliers, periodic, table1, silent, undefined"
+PARTS = f"use names, numbers, comparisons, and, or, not, or one of {NAMES_OF_SELECTIONS}"
 
 
 @pytest.mark.parametrize(
@@ -363,7 +368,7 @@ PARTS = "use names, numbers, comparisons, and, or, not, or one of bands, spectru
         (
             "band",
             "unknown name 'band' in 'band'; did you mean 'bands' or 'head'? "
-            f"(allowed: {ALLOWED}, bands, spectrum-outliers, periodic, table1, silent)",
+            f"(allowed: {ALLOWED}, bands, spectrum-outliers, periodic, table1, silent, undefined)",
         ),
         (
             "rotated and bands",
