@@ -21,6 +21,8 @@ class Table:
         Entries, as many in each row as the header has.
     title
         What the table shows; may be empty.
+    words
+        Whether the entries are sentences, which a page sets to the left and breaks, or numbers.
 
     Examples
     --------
@@ -33,6 +35,7 @@ class Table:
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
     title: str = ""
+    words: bool = False
 
     def text(self) -> str:
         """Align the columns for a terminal, the first to the left, under the title if there is one.
@@ -69,7 +72,7 @@ class Table:
         | --- | ---: |
         | 0 | 1.5 |
         """
-        rule = ["---", *("---:" for _ in self.header[1:])]
+        rule = ["---", *("---" if self.words else "---:" for _ in self.header[1:])]
         lines = [f"| {' | '.join(_entry(entry) for entry in entries)} |" for entries in (self.header, rule, *self.rows)]
         return "\n".join([*([f"**{self.title}**", ""] if self.title else []), *lines])
 

@@ -284,6 +284,6 @@ def test_claims_stand_on_top_in_a_paragraph_and_below_with_their_numbers(tmp_pat
     assert f'<p class="lead verdict">{verdicts.summary()}</p>' in top
     section = rest[rest.index("What is claimed, and what this model says") :]
     assert verdicts["few-pairs-choose-tokens"].tests[0].what in html.unescape(section)
-    assert all(claim.source.url in section for claim, _ in verdicts.findings)
+    assert all(claim.source.url in section for claim, _ in verdicts.findings) and 'class="scroll words"' in section
     with pytest.raises(InputError, match="report got 'none', which is no measurement, importance, sweep"):
         rs.report({"one": contents["one"], "none": xr.Dataset()}, tmp_path / "other.html")

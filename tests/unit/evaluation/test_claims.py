@@ -272,6 +272,7 @@ def test_verdicts_say_the_same_in_every_form() -> None:
         assert all(claim.statement in " ".join(text.split()) for claim in CLAIMS)
         assert "bands are essential" in text and "nan" not in text.lower().split()
     held = sum(found.verdict == HOLDS for _, found in verdicts.findings)
+    assert "| --- | --- | --- |" in verdicts.markdown() and "---:" not in verdicts.markdown()
     failed = sum(found.verdict == FAILS for _, found in verdicts.findings)
     assert verdicts.summary().startswith(
         f"Of {len(CLAIMS)} claims on synthetic/tiny-irope, {held} hold, {failed} fail, "

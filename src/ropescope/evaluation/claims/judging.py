@@ -145,19 +145,21 @@ class Verdicts:
         return Section(title, (self.summary(), HOW_TO_READ), (self._table(), *self._open(), self._sources()))
 
     def _table(self) -> Table:
-        header = ["claim", "verdict", "measured", "number", "95 % interval", "over", "asked", "control", "source"]
+        header = ["claim", "verdict", "measured", "number, 95 % interval", "asked", "held against", "source"]
         rows = [row for item in self.findings for row in _rows(*item)]
-        return Table(header, rows, "Claims and the numbers that they stand or fall with")
+        return Table(header, rows, "Claims and the numbers that they stand or fall with", words=True)
 
     def _sources(self) -> Table:
         sources = dict.fromkeys(claim.source for claim, _ in self.findings)
         rows = [[source.short, source.authors, source.title, source.venue, source.url] for source in sources]
-        return Table(["source", "authors", "title", "where", "address"], rows, "Sources")
+        return Table(["source", "authors", "title", "where", "address"], rows, "Sources", words=True)
 
     def _open(self) -> Iterator[Table]:
         rows = [[claim.key, found.reason, found.settles] for claim, found in self.findings if found.verdict == CANNOT]
         if rows:
-            yield Table(["claim", "why it cannot be said", "what would settle it"], rows, "What cannot be said")
+            yield Table(
+                ["claim", "why it cannot be said", "what would settle it"], rows, "What cannot be said", words=True
+            )
 
     def __str__(self) -> str:
         return self.text()
@@ -304,17 +306,20 @@ def _folded(text: str, first: str = "", following: str | None = None) -> str:
 
 
 def _rows(claim: Claim, found: Finding) -> Iterator[list[str]]:
-    source = f"{claim.source.short}, {claim.place}"
+    """A row for every number; claim and source stand in the first."""
+    named, source = [claim.statement, found.verdict], f"{claim.source.short}, {claim.place}"
     if not found.tests:
-        yield [claim.statement, found.verdict, *["-"] * 6, source]
-    for test in found.tests:
-        yield [claim.statement, found.verdict, test.what, *_numbers(test), source]
+        yield [*named, *["-"] * 4, source]
+    for number, test in enumerate(found.tests):
+        first = number == 0
+        yield [*(named if first else ("", "")), *_numbers(test), source if first else ""]
 
 
 def _numbers(test: Test) -> list[str]:
     unit = f" {test.unit}" if test.unit else ""
-    interval = "-" if math.isnan(test.low) else f"{written(test.low)} to {written(test.high)}"
-    return [f"{written(test.value)}{unit}", interval, test.over, test.asked, test.against()]
+    interval = "no interval" if math.isnan(test.low) else f"{written(test.low)} to {written(test.high)}"
+    number = f"{written(test.value)}{unit} ({interval})"
+    return [f"{test.what}, over {test.over}", number, test.asked, test.against()]
 
 
 def _plain(claim: Claim, found: Finding) -> dict[str, Any]:
