@@ -96,6 +96,9 @@ def test_figures_draws_panel_and_overview_of_both_streams(extension, tmp_path, c
     assert {Path(line).name for line in capsys.readouterr().out.split()} == names
     if extension == "png":
         assert all(matplotlib.image.imread(folder / name).std() > 0 for name in names)
+    if extension == "pdf":
+        contents = [(folder / name).read_bytes() for name in names]
+        assert all(b"/FontFile2" in content and b"/Subtype /Type3" not in content for content in contents)
 
 
 def test_figures_of_chosen_heads(tmp_path):

@@ -174,9 +174,12 @@ def draw_sets(paths: list[Path], formats: Iterable[str], folder: Path) -> Iterab
 
 
 def save_figure(figure: Any, path: Path) -> Path:
+    import matplotlib as mpl
+
     from ropescope.base.files import check_target, written_whole
 
-    with written_whole(check_target(path)) as partial:
+    # Type 42: journals refuse the outlines (Type 3) that Matplotlib writes by itself.
+    with written_whole(check_target(path)) as partial, mpl.rc_context({"pdf.fonttype": 42}):
         figure.savefig(partial, dpi=150)
     return path
 

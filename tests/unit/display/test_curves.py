@@ -44,12 +44,24 @@ def test_a_line_for_each_model_with_its_perplexities():
     assert lines["small, selected pairs"].get_color() != lines["large, selected pairs"].get_color()
 
 
-def test_controls_are_drawn_where_they_were_asked_for():
+def test_controls_are_markers_where_they_were_judged_and_no_lines_between():
     axes = sweep_curves({"small": a_sweep()}).axes[1]
     lines = {line.get_label(): line for line in axes.lines}
-    np.testing.assert_allclose(lines["small, lowest norm"].get_xydata(), [[0, 21], [1, 20]])
-    corners = axes.collections[0].get_paths()[0].vertices
-    assert corners[corners[:, 0] == 0, 1].min() == 22 and corners[corners[:, 0] == 0, 1].max() == 24
+    lowest = lines["small, lowest norm"]
+    np.testing.assert_allclose(lowest.get_xydata(), [[0, 21]])
+    assert lowest.get_linestyle() == "None" and lowest.get_marker() == "v"
+    (random,) = axes.containers
+    assert random.get_label() == "small, random pairs" and random.lines[0].get_linestyle() == "None"
+    np.testing.assert_allclose(random.lines[0].get_xydata(), [[0, 23]])
+    np.testing.assert_allclose(random.lines[2][0].get_segments(), [[[0, 22], [0, 24]]])
+
+
+def test_a_selection_without_pairs_is_an_empty_panel():
+    data = a_sweep()
+    data["selected_pairs"].loc[{"selection": "periodic"}] = 0
+    bands, periodic = sweep_curves({"small": data}).axes
+    assert not periodic.lines and [text.get_text() for text in periodic.texts] == ["no such pairs"]
+    assert bands.lines and not bands.texts
 
 
 def test_a_wide_span_is_logarithmic():

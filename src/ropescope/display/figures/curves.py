@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ropescope.base.errors import InputError
-from ropescope.display.figures.style import colours
+from ropescope.display.figures.style import colours, draw_nothing
 from ropescope.evaluation.sweep.dataset import ALPHA, ARM, LOWEST, RANDOM, SELECTION, STREAM
 
 if TYPE_CHECKING:
@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 def sweep_curves(sweeps: Mapping[str, xr.Dataset]) -> Figure:
     """Draw perplexity over alpha: a panel for each selection, a line for each model, its controls behind.
 
-    The panels have scales of their own, logarithmic where one spans more than a factor of five. The shaded band spans
-    the random controls, the dashed line is the control of lowest mean norm.
+    The panels have scales of their own, logarithmic where one spans more than a factor of five. Controls are markers at
+    the strengths they were judged at: squares are the mean of the random ones, their bars reach from the lowest to the
+    highest, triangles are the controls of lowest norm or importance. A selection without pairs is an empty panel.
 
     Parameters
     ----------
@@ -56,17 +57,23 @@ def sweep_curves(sweeps: Mapping[str, xr.Dataset]) -> Figure:
     figure = Figure(figsize=(1 + 3.2 * len(names), 4.0), layout="constrained")
     panels = figure.subplots(1, len(names), squeeze=False)[0]
     for axes, name in zip(panels, names, strict=True):
-        for (label, data), colour in zip(sweeps.items(), colours(len(sweeps)), strict=True):
-            _draw(axes, data.sel({SELECTION: name}), label, colour)
         axes.set_title(_title(name, sweeps), fontsize="medium")
+        drawn = {label: data.sel({SELECTION: name}) for label, data in sweeps.items()}
+        if not any(data["selected_pairs"].any() for data in drawn.values()):
+            draw_nothing(axes, "no such pairs")
+            axes.set_yticks([])
+            continue
+        for (label, data), colour in zip(drawn.items(), colours(len(sweeps)), strict=True):
+            if data["selected_pairs"].any():
+                _draw(axes, data, label, colour)
         axes.set_xlabel("alpha")
         values = np.concatenate([data["perplexity"].sel({SELECTION: name}).values.ravel() for data in sweeps.values()])
         if np.nanmax(values) > 5 * np.nanmin(values):
             axes.set_yscale("log")
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("perplexity")
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize="small")
+    shown = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=3, frameon=False, fontsize="small")
     return figure
 
 
@@ -74,15 +81,16 @@ def _draw(axes: Axes, data: xr.Dataset, label: str, colour: str) -> None:
     perplexity = data["perplexity"]
     arms = [str(arm) for arm in perplexity[ARM].values]
     random = perplexity.isel({ARM: [i for i, arm in enumerate(arms) if arm.startswith(RANDOM)]})
-    asked = random.dropna(ALPHA, how="all")
+    asked = random.sel({ALPHA: random[ALPHA] < 1}).dropna(ALPHA, how="all")
     if asked.size:
-        span = asked.min(ARM), asked.max(ARM)
-        axes.fill_between(asked[ALPHA], *span, color=colour, alpha=0.2, lw=0, label=f"{label}, random pairs")
-        axes.plot(asked[ALPHA], asked.mean(ARM), color=colour, lw=0.8, alpha=0.6)
-    for arm, style in zip(LOWEST, ("--", ":"), strict=True):
+        mean = asked.mean(ARM)
+        bars = (mean - asked.min(ARM), asked.max(ARM) - mean)
+        axes.errorbar(asked[ALPHA], mean, bars, color=colour, fmt="s", ms=4, capsize=3, label=f"{label}, random pairs")
+    for arm, marker in zip(LOWEST, ("v", "^"), strict=True):
         if arm in arms:
-            lowest = perplexity.sel({ARM: arm}).dropna(ALPHA)
-            axes.plot(lowest[ALPHA], lowest, color=colour, ls=style, lw=1, label=f"{label}, {LOWEST[arm]}")
+            lowest = perplexity.sel({ARM: arm, ALPHA: perplexity[ALPHA] < 1}).dropna(ALPHA)
+            style = {"color": colour, "ls": "", "marker": marker, "mfc": "none", "ms": 6}
+            axes.plot(lowest[ALPHA], lowest, label=f"{label}, {LOWEST[arm]}", **style)
     own = perplexity.sel({ARM: SELECTION})
     axes.plot(own[ALPHA], own, color=colour, marker="o", ms=4, label=f"{label}, selected pairs")
 
