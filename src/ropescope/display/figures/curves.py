@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -89,7 +89,7 @@ def _draw(axes: Axes, data: xr.Dataset, label: str, colour: str) -> None:
     for arm, marker in zip(LOWEST, ("v", "^"), strict=True):
         if arm in arms:
             lowest = perplexity.sel({ARM: arm, ALPHA: perplexity[ALPHA] < 1}).dropna(ALPHA)
-            style = {"color": colour, "ls": "", "marker": marker, "mfc": "none", "ms": 6}
+            style: dict[str, Any] = {"color": colour, "ls": "", "marker": marker, "mfc": "none", "ms": 6}
             axes.plot(lowest[ALPHA], lowest, label=f"{label}, {LOWEST[arm]}", **style)
     own = perplexity.sel({ARM: SELECTION})
     axes.plot(own[ALPHA], own, color=colour, marker="o", ms=4, label=f"{label}, selected pairs")
