@@ -13,7 +13,7 @@ from ropescope.analysis.places import SELECTION, localise
 from ropescope.analysis.shares import ENTROPY, SOURCE, octaves
 from ropescope.base.axes import HEAD_AXIS, KEY, LAYER, PAIR, QUERY, SEQUENCE, STREAMS
 from ropescope.base.selections import BANDS, PERIODIC, Selection
-from ropescope.base.statistics import jackknife
+from ropescope.base.statistics import LEAST_WINDOWS, jackknife
 from ropescope.evaluation.claims.evidence import Evidence, Named
 from ropescope.evaluation.claims.findings import Control, Finding, Test, above, below, inside, judged, unknown
 from ropescope.evaluation.claims.observations import LEAST_PAIRS, Heads, measuring, pooled, unmeasured
@@ -137,9 +137,10 @@ def _same_places(evidence: Evidence, other: Named | None, what: str, command: st
         return unmeasured()
     if other is None:
         return unknown(f"No measurement of the same weights on another {what} was given.", command)
-    if len(first[QUERY][SEQUENCE]) < 2 or len(other[1][QUERY][SEQUENCE]) < 2:
+    if min(len(result[QUERY][SEQUENCE]) for result in (first, other[1])) < LEAST_WINDOWS:
         return unknown(
-            "With one window it is not known what windows of one text would change.", measuring(evidence, "--count 8")
+            f"Fewer than {LEAST_WINDOWS} windows do not say what windows of one text alone would change.",
+            measuring(evidence, "--count 8"),
         )
     check_frames({"first": first, other[0]: other[1]})
     judgeable = {

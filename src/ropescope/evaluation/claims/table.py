@@ -107,7 +107,7 @@ CLAIMS = (
     ),
     Claim(
         "bands-are-essential",
-        "Perplexity rises when the bands are turned down.",
+        "Bands are essential: perplexity rises when they are turned down.",
         FREQUENCY_ENTROPY,
         "section 4.2",
         "a sweep of bands with random controls",
@@ -123,7 +123,7 @@ CLAIMS = (
     ),
     Claim(
         "outliers-are-redundant",
-        "Perplexity hardly changes when the pairs of high SpectrumFE are turned down.",
+        "Pairs of high SpectrumFE are redundant: perplexity does not rise when they are turned down.",
         FREQUENCY_ENTROPY,
         "section 4.2",
         "a sweep of spectrum outliers with random controls",
@@ -131,7 +131,7 @@ CLAIMS = (
     ),
     Claim(
         "periodic-are-redundant",
-        "Perplexity does not rise when the periodic pairs are turned down.",
+        "Periodic pairs are redundant: perplexity does not rise when they are turned down.",
         FREQUENCY_ENTROPY,
         "section 4.2",
         "a sweep of periodic pairs with random controls",
@@ -171,7 +171,7 @@ CLAIMS = (
     ),
     Claim(
         "slow-pairs-carry-content",
-        "The slowest pairs carry content: they are worth more than their rotation, which the model hardly needs.",
+        "The slowest pairs carry content: they are worth more than their rotation, which fast pairs need more.",
         ROUND_AND_ROUND,
         "abstract",
         "a look at the model",
@@ -203,7 +203,7 @@ CLAIMS = (
     ),
     Claim(
         "few-pairs-choose-tokens",
-        "A small part of a head's pairs chooses nearly the tokens that the whole head chooses.",
+        "A small part of a head's pairs agrees with the whole head on most of the tokens that it scores highest.",
         FREQUENCY_AWARE,
         "abstract",
         "a look at the model",
