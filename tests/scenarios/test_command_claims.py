@@ -70,3 +70,9 @@ def test_a_model_is_looked_at_and_the_look_serves_again(
     capsys.readouterr()
     main(["claims", "one.nc", *asked])
     assert "tiny-text-64-look.nc is already there and holds this very run" in capsys.readouterr().out
+
+
+def test_a_model_is_not_loaded_for_what_cannot_be_judged(files: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["claims", files[1], "--model", "none/such"])
+    assert "got --model without a measurement of it" in capsys.readouterr().err

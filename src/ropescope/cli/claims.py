@@ -101,7 +101,9 @@ def claims(
 
     chosen = chosen_claims(only)
     if list_claims:
-        say("\n".join(f"{claim.key}: {claim.statement} ({claim.citation}; needs {claim.needs})" for claim in chosen))
+        for claim in chosen:
+            say(f"{claim.key}: {claim.statement}\n  {claim.source.short}, {claim.place}; needs {claim.needs}")
+        say("\n" + "\n".join(f"{source.short}: {source}" for source in dict.fromkeys(claim.source for claim in chosen)))
         return
     if not files:
         raise InputError("claims got no file; name at least one of 'ropescope measure', or ask for --list")
@@ -134,17 +136,21 @@ def _looked(
 ) -> Verdicts:
     """Verdicts with a look at the model, which is checked as far as it can be before it is loaded."""
     import ropescope as rs
-    from ropescope.base.files import check_target
+    from ropescope.base.files import check_target, named
+    from ropescope.evaluation.claims.evidence import gathered
 
     check_model(options)
     check_text(text, "test")
+    contents = {name: rs.load(path) for name, path in named(files).items()}
+    if gathered(contents).measured is None:
+        raise InputError("got --model without a measurement of it; give the file of 'ropescope measure' first")
     target = check_target(look or Path(f"{stem_of(model)}-{stem_of(text.corpus)}-{text.length}-look.nc"))
     join()
     before = stamp(target)
     loaded, tokenizer = load_chosen(model, options)
     kept: dict[str, Any] = kept_in(target, overwrite, options)
     windows = windows_of(tokenizer, text, "test")
-    verdicts = rs.claims(files, only=only, model=loaded, windows=windows, context=context, **kept)
+    verdicts = rs.claims(contents, only=only, model=loaded, windows=windows, context=context, **kept)
     if leading():
         say_if_kept(target, before)
     return verdicts

@@ -284,7 +284,7 @@ def test_every_claim_cites_a_text_and_a_place_in_it() -> None:
     assert len({claim.key for claim in CLAIMS}) == len(CLAIMS)
     for claim in CLAIMS:
         assert claim.statement.endswith(".") and claim.place and re.search(r"20\d\d", claim.source.venue)
-        assert claim.source.url.startswith("https://") and claim.source.url in claim.citation
+        assert claim.source.url.startswith("https://") and claim.source.url in str(claim.source)
 
 
 def test_what_cannot_be_judged_together_is_refused() -> None:

@@ -137,11 +137,6 @@ class Claim:
     needs: str
     judge: Callable[[Evidence], Finding]
 
-    @property
-    def citation(self) -> str:
-        """The source with the place in it."""
-        return f"{self.source}, {self.place}" if self.place else str(self.source)
-
 
 def above(
     what: str,
