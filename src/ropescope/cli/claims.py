@@ -31,6 +31,7 @@ from ropescope.cli.options import (
 from ropescope.cli.printing import say
 
 if TYPE_CHECKING:
+    from ropescope.evaluation.claims.findings import Claim
     from ropescope.evaluation.claims.judging import Verdicts
 
 
@@ -101,9 +102,7 @@ def claims(
 
     chosen = chosen_claims(only)
     if list_claims:
-        for claim in chosen:
-            say(f"{claim.key}: {claim.statement}\n  {claim.source.short}, {claim.place}; needs {claim.needs}")
-        say("\n" + "\n".join(f"{source.short}: {source}" for source in dict.fromkeys(claim.source for claim in chosen)))
+        _list(chosen)
         return
     if not files:
         raise InputError("claims got no file; name at least one of 'ropescope measure', or ask for --list")
@@ -116,6 +115,12 @@ def claims(
     )
     if leading():
         _tell(verdicts, format, output)
+
+
+def _list(chosen: tuple[Claim, ...]) -> None:
+    for claim in chosen:
+        say(f"{claim.key}: {claim.statement}\n  {claim.source.short}, {claim.place}; needs {claim.needs}")
+    say("\n" + "\n".join(f"{source.short}: {source}" for source in dict.fromkeys(claim.source for claim in chosen)))
 
 
 def _judged(files: tuple[Path, ...], only: tuple[str, ...]) -> Verdicts:
