@@ -55,16 +55,16 @@ TASKS: dict[str, Callable[[Any, torch.Tensor], object]] = {
 WAYS = ("plain", "checkpointing")
 
 
-def compare_times(device: str, length: int, rounds: int) -> int:
+def compare_times(device: str, count: int, length: int, rounds: int) -> int:
     """Print the ratios; how many layers the model has."""
     model = load(device)
-    windows = random_windows(model, 1, length)
+    windows = random_windows(model, count, length)
     for task in ("forward", *WAYS):
         TASKS[task](model, windows[:, :64])
     timed = {name: partial(task, model, windows) for name, task in TASKS.items() if name != "decoder"}
     times = [{name: seconds(task) for name, task in timed.items()} for _ in range(rounds)]
     bare = statistics.median(each["forward"] for each in times)
-    print(f"\n{length} tokens, {rounds} rounds; bare forward with head {bare:.2f} s")
+    print(f"\n{count} windows of {length} tokens, {rounds} rounds; bare forward with head {bare:.2f} s")
     print(f"{'time over the bare forward':<32}{'median':>9}{'lowest':>9}{'highest':>9}")
     for way in WAYS:
         first = sorted(each[way] / each["forward"] for each in times)
@@ -98,6 +98,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", choices=DEVICES)
     parser.add_argument("--length", type=int, help="tokens in a window (cpu: 1024; cuda: 4096)")
+    parser.add_argument("--windows", type=int, default=2, help="each run probes the model once, however many")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--peak-of", nargs=3, metavar=("TASK", "COUNT", "LENGTH"), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -109,7 +110,7 @@ def main() -> None:
         return
     print(describe(options.device))
     length = options.length or LENGTHS[options.device]
-    layers = compare_times(options.device, length, options.rounds)
+    layers = compare_times(options.device, options.windows, length, options.rounds)
     compare_memory(options.device, length, layers)
     parts = needs()
     told = ", ".join(f"{name} {size / 1e9:.1f}" for name, size in parts.items())

@@ -39,6 +39,8 @@ _STEP = {SCALE: -1.0, ROTATION: 1.0}
 LEAST = 0.7
 # Nats a token, a hundredth more perplexity: a loss above it need not follow its second order at the model as it stands.
 SMALL = 0.01
+# By more than this factor in the sum of small losses, a score is of use for the order alone.
+FACTOR = 2.0
 _LOST = {SCALE: "losing a pair", ROTATION: "losing a pair's rotation"}
 VARIABLES = {
     "kl": ("KL divergence from the unchanged model", "nat/token", (KIND, SAMPLE, SEQUENCE)),
@@ -112,8 +114,8 @@ def validate_importance(
     xarray.Dataset
         `kl` and `nll` (kind, sample, sequence), what the pair's loss costs, nats per token; `predicted_kl` and
         `predicted_nll` (kind, sample); `kl_correlation`, `nll_correlation` (Spearman), `kl_ratio` (sum of predicted
-        over sum of true) and `small_kl_ratio` (the same without the pairs predicted to cost more than 0.01 nats, which
-        few pairs make up and second order overstates) over (kind, estimate), with 95 % bootstrap intervals over pairs;
+        over sum of true) and `small_kl_ratio` (the same without the pairs predicted to cost more than 0.01 nats, whose
+        losses need not follow their second order) over (kind, estimate), with 95 % bootstrap intervals over pairs;
         where a sampled pair is: `layer`, `head` and `pair` (sample). Kinds are "scale" and "rotation", the latter NaN
         where it was left out or the pair does not turn.
 
@@ -263,9 +265,12 @@ def _sentence(data: xr.Dataset, kind: str, stream: str) -> str:
             f"{found[:-1]}, and {small_ratio} over the {int(small.sum())} predicted to cost at most {SMALL:g} nats a "
             "token."
         )
-    if float(data["kl_correlation"].sel({ESTIMATE: "value"})) >= LEAST:
-        return found
-    return f"{found} Under {LEAST:g}: do not use this score to say what {_LOST[kind]} costs."
+    if float(data["kl_correlation"].sel({ESTIMATE: "value"})) < LEAST:
+        return f"{found} Under {LEAST:g}: do not use this score to say what {_LOST[kind]} costs."
+    off = float(data["small_kl_ratio"].sel({ESTIMATE: "value"}))
+    if off > FACTOR or off < 1 / FACTOR:
+        return f"{found} More than a factor {FACTOR:g} off: it gives the order alone of what {_LOST[kind]} costs."
+    return found
 
 
 def _interval(values: xr.DataArray) -> str:

@@ -132,12 +132,17 @@ def test_importance_foretells_what_random_weights_lose(check: xr.Dataset) -> Non
 def test_a_score_that_foretells_too_little_is_not_to_be_used(worth: xr.DataTree, check: xr.Dataset) -> None:
     good = check.copy()
     good["kl_correlation"].values[:] = [[0.9, 0.8, 0.95], [0.69, 0.6, 0.7]]
+    good["small_kl_ratio"].values[:] = 1.0
     scale, rotation = in_words(good)
     assert scale.startswith(
         "24 single key pairs taken away: rank correlation of predicted with true KL divergence 0.90"
     )
     assert scale.endswith(".") and "do not use" not in scale
     assert rotation.endswith("Under 0.7: do not use this score to say what losing a pair's rotation costs.")
+    good["kl_correlation"].values[:], good["small_kl_ratio"].values[:, 0] = 0.9, [0.4, 1.9]
+    scale, rotation = in_words(good)
+    assert scale.endswith(" More than a factor 2 off: it gives the order alone of what losing a pair costs.")
+    assert "order alone" not in rotation
     alone = validate_importance(LLAMA.shared(), WINDOWS, worth, 3, rotation=False)
     assert len(in_words(alone)) == 1 and alone.kl.sel(kind="rotation").isnull().all()
     assert "(too few pairs for an interval), sum" in in_words(alone)[0] and "nan" not in in_words(alone)[0]
