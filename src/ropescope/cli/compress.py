@@ -143,7 +143,7 @@ def compress(
     data = rs.frontier(loaded, windows, plans, timing=_timing(time_at), path=target, **shared)
     if leading():
         say_if_kept(target, before)
-        report_frontier(data, target, model)
+        report_frontier(data, target, stem_of(model))
         say(f"plans: {_plans_beside(target)}")
 
 
