@@ -14,7 +14,7 @@ import xarray as xr
 from planted import HEADS, LAYERS, PAIRS, RUN, SCATTERED, WINDOWS, importance, look, measurement, sweep, tasks
 from ropescope.base.entropy import sequence_fe
 from ropescope.base.errors import InputError
-from ropescope.evaluation.claims.arms import contexts
+from ropescope.evaluation.claims.arms import LOUD, contexts
 from ropescope.evaluation.claims.evidence import gathered
 from ropescope.evaluation.claims.findings import CANNOT, FAILS, HOLDS, VERDICTS, above, below, inside, judged
 from ropescope.evaluation.claims.judging import claims, claims_by_model
@@ -161,8 +161,8 @@ TRUTHS: dict[str, tuple[list[Any], list[Any], list[Any]]] = {
     ),
     "loud-pairs-serve-the-context": (
         [look()],
-        [look(twice={"loud off": (3.5, 0.9)})],
-        [look(twice={"loud off": (9.0, 9.0)})],
+        [look(twice={LOUD: (3.5, 0.9)})],
+        [look(twice={LOUD: (9.0, 9.0)})],
     ),
 }
 

@@ -110,7 +110,7 @@ def test_a_look_holds_what_arms_give_by_themselves(made) -> None:
     assert [str(name) for name in look["arm"].values] == list(arms)
     plain = perplexity(model, windows)
     np.testing.assert_allclose(look["nats"].sel(arm=PLAIN), plain.window_nats / plain.window_tokens, rtol=1e-6)
-    with weighted_rope(model, arms[LOUD].mask, 0.0):
+    with weighted_rope(model, arms[LOUD].mask, 0.5):
         twice = torch.cat((windows[:, :32], windows[:, :32]), 1)
         second = perplexity(model, twice, stride=31)
         first = perplexity(model, windows[:, :32])

@@ -182,8 +182,8 @@ def loud_pairs_serve_the_context(evidence: Evidence) -> Finding:
     return judged(
         [
             above(
-                "loss that the second reading gains beyond the first without the loudest sixteenth of pairs, minus "
-                "that without as many random pairs",
+                "loss that the second reading gains beyond the first with the loudest sixteenth of pairs halved, minus "
+                "that with as many random pairs halved",
                 _mean(as_many),
                 0.0,
                 "as many random pairs",
@@ -192,8 +192,8 @@ def loud_pairs_serve_the_context(evidence: Evidence) -> Finding:
                 least=0.01,
             ),
             above(
-                "loss of the second reading without the loudest pairs, minus that without random pairs that cost the "
-                "first reading as much",
+                "loss of the second reading with the loudest pairs halved, minus that without random pairs that cost "
+                "the first reading as much",
                 first_alike,
                 0.0,
                 "random pairs of equal cost",
@@ -203,7 +203,7 @@ def loud_pairs_serve_the_context(evidence: Evidence) -> Finding:
             ),
         ],
         settles=_looking(evidence, "--count 16"),
-        remark=f"Without the loudest pairs the first reading loses {loud[0].mean():.2f} nats a token, the second "
+        remark=f"With the loudest pairs halved the first reading loses {loud[0].mean():.2f} nats a token, the second "
         f"{loud[1].mean():.2f}.",
     )
 

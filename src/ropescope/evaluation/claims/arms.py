@@ -21,10 +21,12 @@ BAND_ANGLE = 3.66
 PLAIN, TWICE_PLAIN = "plain", "twice plain"
 SLOW_OFF, SLOW_STILL, FAST_OFF, FAST_STILL = "slow off", "slow still", "fast off", "fast still"
 PAST_STILL, PAST_CONTROL = "past the band still", "random still"
-LOUD = "loud off"
+LOUD = "loud halved"
 # Random pairs, so many times as many as the loud ones.
 TIMES = (1, 2, 4, 8)
-RANDOM = {times: f"random off x{times}" for times in TIMES}
+# As many are halved, too; more are turned off, so that some cost the first reading as much as the loud ones do.
+RANDOM = {times: "random halved" if times == 1 else f"random off x{times}" for times in TIMES}
+HALF = 0.5
 _QUARTER = 4
 _LOUD = 16
 
@@ -41,16 +43,24 @@ class Arm:
         Whether they lose their rotation, or are turned off.
     twice
         Whether the text is a passage read twice.
+    alpha
+        What is left of pairs that do not lose their rotation alone.
     """
 
     mask: PairMask | None = None
     rotation: bool = False
     twice: bool = False
+    alpha: float = 0.0
 
     @property
     def pairs(self) -> int:
         """Key pairs that are changed."""
         return 0 if self.mask is None else int(self.mask.key.sum())
+
+    @property
+    def facts(self) -> list[str | float | bool]:
+        """All that decides what it gives, in values that JSON can hold."""
+        return ["" if self.mask is None else self.mask.digest(), self.rotation, self.twice, self.alpha]
 
 
 def arms_of(result: xr.DataTree, context: int | None = None) -> dict[str, Arm]:
@@ -74,10 +84,11 @@ def arms_of(result: xr.DataTree, context: int | None = None) -> dict[str, Arm]:
         FAST_OFF: Arm(fast),
         FAST_STILL: Arm(fast, rotation=True),
         TWICE_PLAIN: Arm(twice=True),
-        LOUD: Arm(_loudest(every, result, 1), twice=True),
+        LOUD: Arm(_loudest(every, result, 1), twice=True, alpha=HALF),
     }
     for times, name in RANDOM.items():
-        arms[name] = Arm(matched_random(_loudest(every, result, times), seed=times), twice=True)
+        drawn = matched_random(_loudest(every, result, times), seed=times)
+        arms[name] = Arm(drawn, twice=True, alpha=HALF if times == 1 else 0.0)
     past = past_the_band(result, context)
     if past is not None and past.any():
         arms[PAST_STILL] = Arm(_everywhere(every, past, "past the band"), rotation=True)

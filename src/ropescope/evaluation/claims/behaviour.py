@@ -124,6 +124,7 @@ def _facts(model: PreTrainedModel, windows: TokenIds, result: xr.DataTree, conte
         "windows": windows_protocol(windows),
         "measured": provenance(result)["windows"],
         "parameters": {"context": context},
+        "arms": {name: arm.facts for name, arm in arms_of(result, context).items()},
         "versions": versions("torch", "transformers", "numpy", "xarray"),
     }
 
@@ -152,7 +153,7 @@ class _Run:
     def _open(self, arm: Arm) -> AbstractContextManager[None]:
         if arm.mask is None:
             return nullcontext()
-        return derotated(self.model, arm.mask) if arm.rotation else weighted_rope(self.model, arm.mask, 0.0)
+        return derotated(self.model, arm.mask) if arm.rotation else weighted_rope(self.model, arm.mask, arm.alpha)
 
     def _nats(self) -> np.ndarray:
         found = perplexity(self.model, self.windows)
