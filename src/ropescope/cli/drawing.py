@@ -160,7 +160,7 @@ def draw_frontiers(paths: list[Path], formats: Iterable[str], folder: Path) -> I
 
 def draw_sets(paths: list[Path], formats: Iterable[str], folder: Path) -> Iterable[Path]:
     """A figure for each validation of sets."""
-    from ropescope.evaluation.set_validation import SET_VALIDATION
+    from ropescope.evaluation.set_prediction import SET_VALIDATION
 
     checks = {path: SET_VALIDATION.load(path) for path in paths}
     make_folder(folder)

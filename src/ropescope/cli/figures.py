@@ -83,7 +83,7 @@ def _drawn_otherwise(paths: Sequence[Path]) -> tuple[list[Path], dict[Draw, list
     """The measurements among files, and the others by what draws them."""
     from ropescope.base.netcdf import schema_of
     from ropescope.evaluation.frontier.dataset import FRONTIER
-    from ropescope.evaluation.set_validation import SET_VALIDATION
+    from ropescope.evaluation.set_prediction import SET_VALIDATION
     from ropescope.evaluation.sweep.dataset import SWEEP
 
     kinds = {path: schema_of(path) for path in paths}

@@ -57,8 +57,7 @@ def _text(found: Any, most: int) -> str:
     from ropescope.evaluation.frontier.dataset import FRONTIER
     from ropescope.evaluation.frontier.in_words import findings as thin_findings
     from ropescope.evaluation.importance_validation import VALIDATION, in_words
-    from ropescope.evaluation.set_prediction import sets_in_words, sets_table
-    from ropescope.evaluation.set_validation import SET_VALIDATION
+    from ropescope.evaluation.set_prediction import SET_VALIDATION, sets_in_words, sets_table
     from ropescope.evaluation.sweep.changes import sweep_table
     from ropescope.evaluation.sweep.dataset import SWEEP
     from ropescope.evaluation.sweep.in_words import findings

@@ -12,7 +12,7 @@ from ropescope.base.records import format_of
 from ropescope.evaluation.claims.behaviour_dataset import BEHAVIOUR
 from ropescope.evaluation.frontier.dataset import FRONTIER
 from ropescope.evaluation.importance_validation import VALIDATION
-from ropescope.evaluation.set_validation import SET_VALIDATION
+from ropescope.evaluation.set_prediction import SET_VALIDATION
 from ropescope.evaluation.sweep.dataset import SWEEP
 from ropescope.evaluation.tasks.dataset import TASKS
 from ropescope.interventions.masks import MASK, PairMask

@@ -7,6 +7,8 @@ import xarray as xr
 
 from ropescope.base.arguments import check_share
 from ropescope.base.axes import KEY, QUERY, SEQUENCE
+from ropescope.base.schema import Schema
+from ropescope.base.statistics import ESTIMATE
 from ropescope.base.tables import Table
 from ropescope.evaluation.sweep.dataset import ALPHA, SELECTION, STREAM
 from ropescope.interventions.controls import matching_values
@@ -14,6 +16,21 @@ from ropescope.interventions.masks import PairMask
 
 # A prediction is of use within this factor.
 FACTOR = 2.0
+VARIABLES = {
+    "kl": ("KL divergence from the unchanged model", "nat/token", (SELECTION, ALPHA, SEQUENCE)),
+    "nll": ("change of the negative log-likelihood", "nat/token", (SELECTION, ALPHA, SEQUENCE)),
+    "predicted_kl": ("KL divergence that importance predicts", "nat/token", (SELECTION, ALPHA)),
+    "ratio": ("predicted over true KL divergence", "1", (SELECTION, ALPHA, ESTIMATE)),
+    "selected_pairs": ("selected pairs of all layers and heads", "1", (SELECTION, STREAM)),
+}
+SET_VALIDATION = Schema(
+    "ropescope-set-validation",
+    1,
+    {name: dims for name, (_, _, dims) in VARIABLES.items()},
+    what="a validation of sets",
+    command="ropescope importance --validate-sets",
+    again="validate again",
+)
 
 
 def predicted_kl(importance: xr.DataTree, mask: PairMask, alpha: float) -> float:

@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from ropescope.base.axes import SEQUENCE, STREAMS
+from ropescope.base.axes import STREAMS
 from ropescope.base.errors import InputError, NonFiniteError
 from ropescope.base.facts import listed, other_model, versions
-from ropescope.base.schema import Schema
 from ropescope.base.statistics import ESTIMATE, ESTIMATES, LEAST_WINDOWS, jackknife
 from ropescope.evaluation.ablation import Unchanged
-from ropescope.evaluation.set_prediction import predicted_kl
+from ropescope.evaluation.set_prediction import SET_VALIDATION, VARIABLES, predicted_kl
 from ropescope.evaluation.sweep.arms import cell_name, check_masks, checked_alphas
 from ropescope.evaluation.sweep.dataset import ALPHA, SELECTION, STREAM
 from ropescope.interventions.fitting import fitting_card
@@ -38,21 +37,6 @@ if TYPE_CHECKING:
     from ropescope.model.card import RotaryCard
 
 STRENGTHS = (0.0, 0.5, 0.8, 0.9, 0.95)
-VARIABLES = {
-    "kl": ("KL divergence from the unchanged model", "nat/token", (SELECTION, ALPHA, SEQUENCE)),
-    "nll": ("change of the negative log-likelihood", "nat/token", (SELECTION, ALPHA, SEQUENCE)),
-    "predicted_kl": ("KL divergence that importance predicts", "nat/token", (SELECTION, ALPHA)),
-    "ratio": ("predicted over true KL divergence", "1", (SELECTION, ALPHA, ESTIMATE)),
-    "selected_pairs": ("selected pairs of all layers and heads", "1", (SELECTION, STREAM)),
-}
-SET_VALIDATION = Schema(
-    "ropescope-set-validation",
-    1,
-    {name: dims for name, (_, _, dims) in VARIABLES.items()},
-    what="a validation of sets",
-    command="ropescope importance --validate-sets",
-    again="validate again",
-)
 
 
 def validate_sets(

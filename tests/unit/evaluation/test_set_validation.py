@@ -18,8 +18,15 @@ from drawn import curve
 from ropescope.base.errors import InputError
 from ropescope.display.figures.sets import set_predictions
 from ropescope.evaluation import ablation
-from ropescope.evaluation.set_prediction import predicted_kl, sets_in_words, sets_table, trusted
-from ropescope.evaluation.set_validation import SET_VALIDATION, VARIABLES, validate_sets
+from ropescope.evaluation.set_prediction import (
+    SET_VALIDATION,
+    VARIABLES,
+    predicted_kl,
+    sets_in_words,
+    sets_table,
+    trusted,
+)
+from ropescope.evaluation.set_validation import validate_sets
 from ropescope.interventions.masks import PairMask
 from ropescope.interventions.weighting import weighted_rope
 from ropescope.measurement.importance import importance

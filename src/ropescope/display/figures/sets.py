@@ -10,8 +10,7 @@ from matplotlib.figure import Figure
 from ropescope.base.axes import SEQUENCE
 from ropescope.base.errors import InputError
 from ropescope.display.figures.style import FAINT, REFERENCE, SMALL, colours, plain
-from ropescope.evaluation.set_prediction import FACTOR, trusted
-from ropescope.evaluation.set_validation import SET_VALIDATION
+from ropescope.evaluation.set_prediction import FACTOR, SET_VALIDATION, trusted
 from ropescope.evaluation.sweep.dataset import ALPHA, SELECTION
 from ropescope.measurement.results import short_name
 
