@@ -59,6 +59,7 @@ def figures(
         Folder for the files, made if it does not exist.
     """
     from ropescope.base.files import check_folder
+    from ropescope.base.netcdf import check_source
     from ropescope.measurement.results import load
 
     if not results:
@@ -68,6 +69,8 @@ def figures(
     worth, chosen = worth_of(importance), parse_heads(heads)
     if any(None in place for place in chosen):
         raise InputError("figures got '*' in --heads; name each head as LAYER:HEAD")
+    for path in results:
+        check_source(path)
     measured, others = _drawn_otherwise(results)
     if worth is not None and not measured:
         raise InputError("figures got --importance without a measurement; name the file of 'ropescope measure' too")
