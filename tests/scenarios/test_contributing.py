@@ -77,7 +77,7 @@ def test_select_the_summary_a_figure_and_the_report_pick_it_up(example: Any, tmp
 
 def test_what_cannot_be_joined_is_refused(example: Any) -> None:
     result, found = measured(example, LLAMA)
-    with pytest.raises(rs.InputError, match="the result holds no norm_skewness; give the measurement that does"):
+    with pytest.raises(rs.InputError, match="the result holds no norm_skewness; give the file that does"):
         rs.select(result, "norm_skewness > 0")
     with pytest.raises(rs.InputError, match="cannot join query variables norm_skewness to this result"):
         rs.joined(rs.joined(result, found), found)
