@@ -4,14 +4,14 @@
     python benchmarks/importance.py --device cuda     Llama-3-8B shape, random weights, bfloat16, 4096 tokens
 
 Rows: time of the first draw (the forward pass, the text's own gradient and one draw) and of each draw more over the
-bare forward; extra peak memory over that of the decoder alone; each with and without checkpointing. A layer's
-activations are what a pass without checkpointing keeps, over the number of layers.
+bare forward; extra peak memory over that of perplexity, which holds no window's logits at once either; each with and
+without checkpointing. A layer's activations are what a pass without checkpointing needs, over the number of layers.
 
 Last, what one window of 4096 tokens of a model of Llama-3-8B's shape needs in bfloat16 with checkpointing and two
-draws, worked out. With N tokens of D hidden and M intermediate values, L layers and V tokens in the vocabulary, 2 bytes
-a value: weights; L N D for what enters each layer; at most N (32 D + 6 M) for the one layer that is run again (what
-autograd keeps of it, and the gradients on their way); 3 N D for the gradients at the last hidden states; and at most
-six arrays of 2^26 logits in float32, V of each position.
+draws, worked out, no allocator's loss counted. With N tokens of D hidden and M intermediate values, L layers and V
+tokens in the vocabulary, 2 bytes a value: weights; L N D for what enters each layer; about N (32 D + 6 M) for the one
+layer that is run again (what autograd keeps of it, and the gradients on their way); 3 N D for the gradients at the last
+hidden states; and about six arrays of 2^26 logits in float32, V of each position.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def decoder(model: Any, windows: torch.Tensor) -> None:
 
 TASKS: dict[str, Callable[[Any, torch.Tensor], object]] = {
     "forward": forward,
-    "decoder": decoder,
+    "perplexity": rs.perplexity,
     "plain": partial(rs.importance, draws=1),
     "checkpointing": partial(rs.importance, draws=1, checkpointing=True),
     "plain-2": partial(rs.importance, draws=2),
@@ -61,7 +61,7 @@ def compare_times(device: str, count: int, length: int, rounds: int) -> int:
     windows = random_windows(model, count, length)
     for task in ("forward", *WAYS):
         TASKS[task](model, windows[:, :64])
-    timed = {name: partial(task, model, windows) for name, task in TASKS.items() if name != "decoder"}
+    timed = {name: partial(task, model, windows) for name, task in TASKS.items() if name != "perplexity"}
     times = [{name: seconds(task) for name, task in timed.items()} for _ in range(rounds)]
     bare = statistics.median(each["forward"] for each in times)
     print(f"\n{count} windows of {length} tokens, {rounds} rounds; bare forward with head {bare:.2f} s")
@@ -75,9 +75,9 @@ def compare_times(device: str, count: int, length: int, rounds: int) -> int:
 
 
 def compare_memory(device: str, length: int, layers: int) -> None:
-    base = peak_mb(__file__, device, "decoder", 1, length)
+    base = peak_mb(__file__, device, "perplexity", 1, length)
     extra = {way: peak_mb(__file__, device, way, 1, length) - base for way in WAYS}
-    four = peak_mb(__file__, device, "checkpointing", 4, length) - peak_mb(__file__, device, "decoder", 4, length)
+    four = peak_mb(__file__, device, "checkpointing", 4, length) - peak_mb(__file__, device, "perplexity", 4, length)
     plain, again = (extra[way] for way in WAYS)
     print(f"\nextra peak memory: plain {plain:.0f} MB, checkpointing {again:.0f} MB, of four windows {four:.0f} MB")
     print(f"activations of two layers: {2 * plain / layers:.0f} MB")

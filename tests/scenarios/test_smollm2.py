@@ -13,7 +13,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from architectures import entropies_of, pair_norms_of
+from ropescope.analysis.importance_shares import importance_shares
+from ropescope.measurement.importance import importance
 from ropescope.measurement.measure import measure
+from ropescope.measurement.worth_in_words import cumulative_share
 from ropescope.model.probing import probe
 from ropescope.model.windows import token_windows
 
@@ -21,6 +24,7 @@ pytestmark = pytest.mark.models
 
 LENGTH, LAYERS, HEADS, KV_HEADS, HEAD_DIM = 4096, 30, 9, 3, 64
 STREAMS = ("query", "key")
+HALF = {"query": LAYERS * HEADS * HEAD_DIM // 4, "key": LAYERS * KV_HEADS * HEAD_DIM // 4}
 
 
 @dataclass(frozen=True)
@@ -89,3 +93,16 @@ def test_pairs_under_the_band_threshold(measured: Measured, stream: str, bands: 
 def test_span_of_the_query_entropies(measured: Measured, name: str, low: float, high: float) -> None:
     values = measured.result["query"][name]
     assert (round(float(values.min()), 3), round(float(values.max()), 3)) == (low, high)
+
+
+def test_bands_hold_most_of_what_the_loss_feels(
+    measured: Measured, builtin: tuple[PreTrainedModel, Any], wikitext: Path
+) -> None:
+    model, tokenizer = builtin
+    worth = importance(model, token_windows(tokenizer, str(wikitext), length=256, count=2))
+    found = importance_shares(measured.result, worth)
+    held = found.importance.sel(selection="bands", estimate="value")
+    assert 0.85 < float(held.sel(stream="query")) < 0.97 and 0.8 < float(held.sel(stream="key")) < 0.95
+    assert (found.auc.sel(score="norm_product", estimate="value") > 0.9).all()
+    for stream in STREAMS:
+        assert cumulative_share(worth[stream].fisher.mean("sequence").values.ravel())[HALF[stream]] > 0.97
