@@ -15,6 +15,7 @@ import pytest
 import xarray as xr
 
 import ropescope as rs
+from launching import heed_interrupts
 from refusals import refusal
 from ropescope import cli
 from synthetic import synthetic_result
@@ -200,7 +201,7 @@ def test_ctrl_c_ends_with_one_line_and_leaves_nothing(measured, tmp_path):
     )
     process = subprocess.Popen(
         [sys.executable, "-c", f"{hold}\nfrom ropescope.cli import main\nmain({measured!r})"],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts,
     )  # fmt: skip
     assert process.stdout is not None and process.stdout.readline() == "on\n"
     process.send_signal(signal.SIGINT)

@@ -17,7 +17,7 @@ import pytest
 
 import ropescope as rs
 from checkout import SUPPORT
-from launching import TIMEOUT, environment, run, torchrun
+from launching import TIMEOUT, environment, free_port, heed_interrupts, run, torchrun
 from ropescope import cli
 from ropescope.base.errors import InputError
 from ropescope.run.launch import Launch, LaunchError, _met, launch_of, launched
@@ -28,23 +28,16 @@ LEFT = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT
 COMMAND = [sys.executable, "-m", "ropescope"]
 
 
-def free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
-
-
 @contextmanager
 def started(command: list[str], **variables: str) -> Iterator[subprocess.Popen[str]]:
-    whole = environment() | LEFT | {"MASTER_PORT": free_port()} | variables
+    whole = environment() | LEFT | {"MASTER_PORT": str(free_port())} | variables
     process = subprocess.Popen(
         command,
         env=whole,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # A shell that starts the tests in the background has them, and what they start, ignore an interrupt.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=heed_interrupts,
     )
     try:
         yield process
@@ -140,7 +133,7 @@ def test_what_is_not_shared_waits_for_nobody(arguments: list[str]) -> None:
 @pytest.fixture
 def left(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """The variables of a run of two processes, set in this one, the first of them."""
-    variables = LEFT | {"MASTER_PORT": free_port(), "ROPESCOPE_JOIN_TIMEOUT": "3"}
+    variables = LEFT | {"MASTER_PORT": str(free_port()), "ROPESCOPE_JOIN_TIMEOUT": "3"}
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("ropescope.run.launch._FIRST_WORD", 1.0)
@@ -275,7 +268,7 @@ def test_a_signal_ends_a_process_that_waits(number: signal.Signals, rank: str, m
 
 @pytest.mark.slow
 def test_processes_started_by_hand_come_together(measuring: list[str], tmp_path: Path) -> None:
-    port = free_port()
+    port = str(free_port())
     with started([*COMMAND, *measuring], RANK="1", MASTER_PORT=port) as other:
         code, output, errors = told([*COMMAND, *measuring], MASTER_PORT=port)
         assert (code, other.wait(TIMEOUT)) == (0, 0), errors

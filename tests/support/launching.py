@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -12,6 +13,11 @@ from checkout import SUPPORT
 
 JOBS = str(SUPPORT / "worker_jobs.py")
 TIMEOUT = 300
+
+
+def heed_interrupts() -> None:
+    """A shell that starts the tests in the background has them, and what they start, ignore interrupts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def torchrun(processes: int, *arguments: str) -> list[str]:

@@ -167,8 +167,8 @@ def test_masks_of_other_layers_or_another_pairing_do_not_combine() -> None:
 def test_masks_measured_on_other_weights_combine_only_when_told_to() -> None:
     other = select(result(fingerprint="1" * 16), "periodic")
     text = (
-        r"^the masks were measured on other weights \(model-0{16} and model-1{16}\); select both on one model, "
-        r"or take mask\.for_any_model\(\)$"
+        r"^the masks were measured on other weights \(model-0{16} and model-1{16}\); select both on one model "
+        r"\(in Python mask\.for_any_model\(\) lifts the check\)$"
     )
     with pytest.raises(InputError, match=text):
         bands() | other

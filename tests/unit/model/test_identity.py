@@ -359,7 +359,7 @@ def test_adapters_that_are_switched_are_another_model(switch: str, adapted: Any,
     SWITCHES[switch](adapted)
     with pytest.raises(ResultError, match=r"holds another run \(other model\.adapters"):
         measure(adapted, WINDOWS, path=path, **FRAMES)
-    with pytest.raises(InputError, match=r"these weights run otherwise \(adapters.*\); select on this model"):
+    with pytest.raises(InputError, match=r"these weights run otherwise \(adapters.*\); measure and select on this"):
         weighted_rope(adapted, mask, 0.5).__enter__()
     with weighted_rope(adapted, mask.for_any_model(), 0.5):
         pass
@@ -512,9 +512,7 @@ def test_frequencies_that_a_long_pass_left_behind_are_seen_but_not_held_against_
 def test_a_mask_of_these_weights_run_otherwise_is_refused(name: str) -> None:
     _, settings, difference = CONFIGS[name]
     other, mask = twin(LLAMA, **settings), mask_of(LLAMA.shared())
-    text = (
-        rf"^the mask was selected on these weights run otherwise \(config\.{difference}.*\); select on this model, or"
-    )
+    text = rf"^the mask was selected on these weights run otherwise \(config\.{difference}.*\); measure and select on"
     for context in (lambda m: weighted_rope(other, m, 0.5), lambda m: derotated(other, m)):
         with pytest.raises(InputError, match=text):
             context(mask).__enter__()
