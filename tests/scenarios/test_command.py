@@ -158,6 +158,12 @@ def test_measure_names_its_file_as_it_was_given(saved, text, tmp_path, monkeypat
     )
 
 
+def test_a_sweep_names_its_file_as_it_was_given(sweeping, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    cli.main([*sweeping[:-1], "here.nc"])
+    assert "\nsweep: here.nc\n" in capsys.readouterr().out
+
+
 def test_bad_models(text, tmp_path, capsys):
     (tmp_path / "bare").mkdir()
     (tmp_path / "wrong.gguf").write_bytes(b"not a model")

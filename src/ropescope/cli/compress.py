@@ -158,7 +158,8 @@ def _target(
     _check_texts(text, how.text(text))
     check_batch_size(how.batch_size)
     check_at_least("time_at", time_at, 2)
-    target = check_target(output or Path(f"{stem_of(model)}-{stem_of(text.corpus)}-{text.length}-frontier.nc"))
+    target = output or Path(f"{stem_of(model)}-{stem_of(text.corpus)}-{text.length}-frontier.nc")
+    check_target(target)
     check_companions(target, (".png", ".md", ".csv"))
     check_folder(_plans_beside(target))
     return target

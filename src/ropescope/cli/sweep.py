@@ -126,7 +126,8 @@ def _target(
     check_model(options)
     check_text(text, "test")
     check_batch_size(batch_size)
-    target = check_target(output or Path(f"{stem_of(model)}-{stem_of(text.corpus)}-{text.length}-sweep.nc"))
+    target = output or Path(f"{stem_of(model)}-{stem_of(text.corpus)}-{text.length}-sweep.nc")
+    check_target(target)
     check_companions(target, (".png", ".md", ".csv"))
     return target
 

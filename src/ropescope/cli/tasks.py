@@ -111,7 +111,8 @@ def tasks(
     check_model(options)
     if samples is not None:
         check_folder(samples)
-    target = check_target(output or Path(f"{stem_of(model)}-tasks.nc"))
+    target = output or Path(f"{stem_of(model)}-tasks.nc")
+    check_target(target)
     check_companions(target, _FORMATS)
     _, masks = selected(result, select)
     join()
