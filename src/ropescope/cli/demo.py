@@ -69,10 +69,10 @@ def _demo_sweep(model: Any, tokenizer: Any, result: xr.DataTree, folder: Path) -
     from ropescope.evaluation.sweep.dataset import SWEEP
     from ropescope.evaluation.sweep.in_words import findings
 
-    say("\nWhat matters? Perplexity on other text, 8 windows of 512 tokens, as the pairs are turned down\n")
+    say("\nWhat matters? Perplexity on other text, 6 windows of 384 tokens, as the pairs are turned down\n")
     data = rs.sweep(
         model,
-        rs.token_windows(tokenizer, "builtin", split="test", length=512, count=8),
+        rs.token_windows(tokenizer, "builtin", split="test", length=384, count=6),
         {name: rs.select(result, name) for name in PAPER_SELECTIONS},
         alphas=(0.0, 0.5),
         controls=Controls(seeds=(0, 1, 2), alphas=(0.0,)),
