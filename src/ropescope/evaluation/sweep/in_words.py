@@ -77,4 +77,4 @@ def comparison(interval: xr.DataArray) -> str:
         return "more than" if low > 0 else "less than"
     if low > -MARGIN and high < MARGIN:
         return "about as much as"
-    return "beside" if math.isnan(low) else "which may be more or less than"
+    return "beside" if math.isnan(low) else "perhaps more, perhaps less than"
