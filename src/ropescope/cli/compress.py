@@ -151,7 +151,7 @@ def _target(
     model: str, options: ModelOptions, text: JudgeOptions, how: PlanOptions, time_at: int | None, output: Path | None
 ) -> Path:
     """Where the frontier goes, once model, texts, numbers and files are what can be asked for."""
-    from ropescope.base.files import check_folder, check_target
+    from ropescope.base.files import check_folder
 
     check_model(options)
     check_text(text, "test")
@@ -159,7 +159,6 @@ def _target(
     check_batch_size(how.batch_size)
     check_at_least("time_at", time_at, 2)
     target = output or Path(f"{stem_of(model)}-{stem_of(text.corpus)}-{text.length}-frontier.nc")
-    check_target(target)
     check_companions(target, (".png", ".md", ".csv"))
     check_folder(_plans_beside(target))
     return target

@@ -57,9 +57,10 @@ def report_frontier(data: xr.Dataset, target: Path, model: str) -> None:
 
 
 def check_companions(target: Path, extensions: Iterable[str]) -> None:
-    """Say before long work whether the files beside an output can be written, none of them over it."""
+    """Say before long work whether an output and the files beside it can be written, none of them over it."""
     from ropescope.base.files import check_target
 
+    check_target(target)
     for extension in extensions:
         if target.suffix.lower() == extension:
             raise InputError(f"got --output {target}, but {extension} is for the table beside it: end it with .nc")

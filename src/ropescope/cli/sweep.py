@@ -121,13 +121,11 @@ def _target(
     model: str, options: ModelOptions, text: JudgeOptions, batch_size: int | Literal["auto"], output: Path | None
 ) -> Path:
     """Where the sweep goes, once model, text, batches and files are what can be asked for."""
-    from ropescope.base.files import check_target
 
     check_model(options)
     check_text(text, "test")
     check_batch_size(batch_size)
     target = output or Path(f"{stem_of(model)}-{stem_of(text.corpus)}-{text.length}-sweep.nc")
-    check_target(target)
     check_companions(target, (".png", ".md", ".csv"))
     return target
 

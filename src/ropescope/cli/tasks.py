@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Group, Parameter
 
-from ropescope.base.files import check_folder, check_target
+from ropescope.base.files import check_folder
 from ropescope.cli.drawing import check_companions, write_text
 from ropescope.cli.options import (
     OUTPUT_GROUP,
@@ -112,7 +112,6 @@ def tasks(
     if samples is not None:
         check_folder(samples)
     target = output or Path(f"{stem_of(model)}-tasks.nc")
-    check_target(target)
     check_companions(target, _FORMATS)
     _, masks = selected(result, select)
     join()
