@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
-from ropescope.base.axes import HEAD_AXIS, KEY, LAYER, PAIR, QUERY, STREAMS
+from ropescope.base.axes import HEAD_AXIS, LAYER, PAIR
 from ropescope.base.selections import VARIABLE_LABELS
-from ropescope.base.statistics import ranks
+from ropescope.measurement.norm_products import norm_products
 from ropescope.measurement.results import mean_over_sequences, stream_data
 
 NORM_PRODUCT = "norm_product"
@@ -24,33 +24,11 @@ SHUFFLES = 1000
 
 
 def scores_of(result: xr.DataTree, stream: str) -> dict[str, np.ndarray]:
-    """Every score of every pair, (layer, head, pair); NaN where it is not defined.
-
-    The norm product is the mean norm of a pair's queries times that of its keys, the score of ThinK for pairs: of a
-    query pair with the key of its group, of a key pair with the mean over the query heads of its group.
-
-    References
-    ----------
-    Xu et al., ThinK: Thinner Key Cache by Query-Driven Pruning, ICLR 2025.
-    """
+    """Every score of every pair, (layer, head, pair); NaN where it is not defined."""
     mean = mean_over_sequences(stream_data(result, stream)).transpose(LAYER, HEAD_AXIS[stream], PAIR)
     signs = {name: (name.removeprefix("-"), -1.0 if name.startswith("-") else 1.0) for name in SCORES}
     found = {name: sign * mean[variable].values for name, (variable, sign) in signs.items() if variable in mean}
-    return found | {NORM_PRODUCT: _norm_products(result)[stream]}
-
-
-def _norm_products(result: xr.DataTree) -> dict[str, np.ndarray]:
-    norms = {}
-    for stream in STREAMS:
-        mean = mean_over_sequences(stream_data(result, stream))["mean_norm"]
-        norms[stream] = mean.transpose(LAYER, HEAD_AXIS[stream], PAIR).values
-    products = {stream: np.full_like(norm, np.nan) for stream, norm in norms.items()}
-    for query, key, of_query, of_key in zip(norms[QUERY], norms[KEY], products[QUERY], products[KEY], strict=True):
-        heads, kv_heads = (int((~np.isnan(norm)).any(-1).sum()) for norm in (query, key))
-        grouped = query[:heads].reshape(kv_heads, heads // kv_heads, -1)
-        of_query[:heads] = (grouped * key[:kv_heads, None]).reshape(heads, -1)
-        of_key[:kv_heads] = grouped.mean(1) * key[:kv_heads]
-    return products
+    return found | {NORM_PRODUCT: norm_products(result)[stream]}
 
 
 def highest(values: np.ndarray) -> np.ndarray:
@@ -72,7 +50,9 @@ class Finding:
     """
 
     def __init__(self, scores: np.ndarray, heads: np.ndarray) -> None:
-        self.ranks = np.stack([ranks(np.nan_to_num(score, nan=-np.inf)) for score in scores])
+        from scipy.stats import rankdata
+
+        self.ranks = rankdata(np.nan_to_num(scores, nan=-np.inf), axis=-1)
         self.heads = heads
         # The mean over all shuffles: each place then has the mean rank of its head.
         sums = np.stack([np.bincount(heads, rank) for rank in self.ranks])

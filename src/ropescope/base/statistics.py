@@ -211,21 +211,9 @@ def rank_correlation(first: np.ndarray, other: np.ndarray) -> Any:
     >>> float(rank_correlation(np.array([1.0, 2.0, 3.0]), np.array([1.0, 4.0, 9.0])))
     1.0
     """
-    centred = [rank - rank.mean(-1, keepdims=True) for rank in map(ranks, (first, other))]
+    from scipy.stats import rankdata
+
+    ranks = (rankdata(values, axis=-1) for values in (first, other))
+    centred = [rank - rank.mean(-1, keepdims=True) for rank in ranks]
     size = np.sqrt((centred[0] ** 2).sum(-1) * (centred[1] ** 2).sum(-1))
     return (centred[0] * centred[1]).sum(-1) / np.where(size > 0, size, np.nan)
-
-
-def ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks along the last axis from 1, equal values at the mean of theirs; in NumPy: measuring does without SciPy."""
-    order = values.argsort(-1, kind="stable")
-    ascending = np.take_along_axis(values, order, -1)
-    places = np.arange(values.shape[-1])
-    starts = np.ones(values.shape, dtype=bool)
-    starts[..., 1:] = ascending[..., 1:] != ascending[..., :-1]
-    ends = np.roll(starts, -1, -1)
-    low = np.maximum.accumulate(np.where(starts, places, 0), -1)
-    high = np.minimum.accumulate(np.where(ends, places, len(places))[..., ::-1], -1)[..., ::-1]
-    found = np.empty(values.shape)
-    np.put_along_axis(found, order, (low + high) / 2 + 1, -1)
-    return found

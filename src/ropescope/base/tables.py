@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import Literal
+
+from ropescope.base.errors import InputError, did_you_mean
+
+FORMATS = ("text", "markdown", "csv")
+
+Format = Literal["text", "markdown", "csv"]
 
 
 @dataclass(frozen=True)
@@ -142,6 +149,21 @@ class Section:
         """
         parts = (f"## {self.title}", *self.paragraphs, *(table.markdown() for table in self.tables))
         return "\n\n".join(parts)
+
+
+def in_format(format: Format, table: Callable[[], Table], csv: Callable[[], str]) -> str:
+    """A table for a terminal, for Markdown or as separated values, whichever is asked for.
+
+    Raises
+    ------
+    InputError
+        If the format is another.
+    """
+    if format not in FORMATS:
+        raise InputError(f"got format {format!r}: {did_you_mean(format, FORMATS)}")
+    if format == "csv":
+        return csv()
+    return table().markdown() if format == "markdown" else table().text()
 
 
 def csv_text(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,41 +20,48 @@ if TYPE_CHECKING:
 
 def report_sweep(data: xr.Dataset, target: Path, model: str) -> None:
     """Print the table, and write it and the curves beside the sweep."""
-    from ropescope.evaluation.sweep.changes import Format, sweep_table
+    from ropescope.evaluation.sweep.changes import sweep_table
     from ropescope.evaluation.sweep.in_words import findings
 
-    formats: tuple[tuple[str, Format], ...] = ((".md", "markdown"), (".csv", "csv"))
-    for extension, format in formats:
-        write_text(target.with_suffix(extension), sweep_table(data, format=format))
-    try:
-        with drawing(f"the sweep is in {target}"):
-            from ropescope.display.figures.curves import sweep_curves
+    def curves() -> Figure:
+        from ropescope.display.figures.curves import sweep_curves
 
-            save_figure(sweep_curves({model: data}), target.with_suffix(".png"))
-    finally:
-        say(sweep_table(data), end="\n\n")
-        say("\n".join(findings(data)))
-        say(f"\nsweep: {target}\ncurves and tables: the same name with .png, .md and .csv")
+        return sweep_curves({model: data})
+
+    _report("sweep", "curves", target, partial(sweep_table, data), curves, findings(data))
 
 
 def report_frontier(data: xr.Dataset, target: Path, model: str) -> None:
     """Print the table, and write it and the figure beside the frontier."""
     from ropescope.evaluation.frontier.changes import frontier_table
     from ropescope.evaluation.frontier.in_words import findings
-    from ropescope.evaluation.sweep.changes import Format
 
-    formats: tuple[tuple[str, Format], ...] = ((".md", "markdown"), (".csv", "csv"))
-    for extension, format in formats:
-        write_text(target.with_suffix(extension), frontier_table(data, format=format).rstrip("\n") + "\n")
+    def curves() -> Figure:
+        from ropescope.display.figures.frontier import frontier_curves
+
+        return frontier_curves({model: data})
+
+    _report("frontier", "figure", target, partial(frontier_table, data), curves, findings(data))
+
+
+def _report(
+    what: str,
+    drawn: str,
+    target: Path,
+    table: Callable[..., str],
+    figure: Callable[[], Figure],
+    sentences: Iterable[str],
+) -> None:
+    """Print table and sentences, and write table and figure beside the file, whatever keeps Matplotlib from drawing."""
+    for extension, format in ((".md", "markdown"), (".csv", "csv")):
+        write_text(target.with_suffix(extension), table(format=format).rstrip("\n") + "\n")
     try:
-        with drawing(f"the frontier is in {target}"):
-            from ropescope.display.figures.frontier import frontier_curves
-
-            save_figure(frontier_curves({model: data}), target.with_suffix(".png"))
+        with drawing(f"the {what} is in {target}"):
+            save_figure(figure(), target.with_suffix(".png"))
     finally:
-        say(frontier_table(data), end="\n\n")
-        say("\n".join(findings(data)))
-        say(f"\nfrontier: {target}\nfigure and tables: the same name with .png, .md and .csv")
+        say(table(), end="\n\n")
+        say("\n".join(sentences))
+        say(f"\n{what}: {target}\n{drawn} and tables: the same name with .png, .md and .csv")
 
 
 def check_companions(target: Path, extensions: Iterable[str]) -> None:
@@ -83,8 +91,8 @@ def drawing(kept: str) -> Iterator[None]:
 def write_text(path: Path, text: str) -> Path:
     from ropescope.base.files import check_target, written_whole
 
-    with written_whole(check_target(path)) as partial:
-        partial.write_text(text, encoding="utf-8")
+    with written_whole(check_target(path)) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
     return path
 
 
@@ -109,14 +117,11 @@ def draw_result(
             if stream == KEY and QUERY in chosen:
                 shown = key_heads(result, shown)
             for name, figure in _of_stream(drawn, shown, stream):
-                for extension in formats:
-                    yield save_figure(figure, folder / f"{stem}-{stream}-{name}.{extension}")
+                yield from _saved(figure, folder / f"{stem}-{stream}-{name}", formats)
         if importance is not None:
             from ropescope.display.figures.importance import importance_scatter
 
-            figure = importance_scatter(result, importance)
-            for extension in formats:
-                yield save_figure(figure, folder / f"{stem}-importance.{extension}")
+            yield from _saved(importance_scatter(result, importance), folder / f"{stem}-importance", formats)
 
 
 def _of_stream(result: xr.DataTree, heads: list[tuple[int, int]], stream: str) -> Iterator[tuple[str, Figure]]:
@@ -134,6 +139,7 @@ def _of_stream(result: xr.DataTree, heads: list[tuple[int, int]], stream: str) -
 
 
 def draw_sweeps(paths: list[Path], formats: Iterable[str], folder: Path) -> Iterable[Path]:
+    """One figure of all sweeps."""
     from ropescope.evaluation.sweep.dataset import SWEEP
 
     sweeps = {name: SWEEP.load(path) for name, path in named(paths).items()}
@@ -141,12 +147,11 @@ def draw_sweeps(paths: list[Path], formats: Iterable[str], folder: Path) -> Iter
     with drawing("the sweeps are as they were"):
         from ropescope.display.figures.curves import sweep_curves
 
-        figure = sweep_curves(sweeps)
-        for extension in formats:
-            yield save_figure(figure, folder / f"{paths[0].stem}-curves.{extension}")
+        yield from _saved(sweep_curves(sweeps), folder / f"{paths[0].stem}-curves", formats)
 
 
 def draw_frontiers(paths: list[Path], formats: Iterable[str], folder: Path) -> Iterable[Path]:
+    """One figure of all frontiers of thin keys."""
     from ropescope.evaluation.frontier.dataset import FRONTIER
 
     frontiers = {name: FRONTIER.load(path) for name, path in named(paths).items()}
@@ -154,9 +159,7 @@ def draw_frontiers(paths: list[Path], formats: Iterable[str], folder: Path) -> I
     with drawing("the frontiers are as they were"):
         from ropescope.display.figures.frontier import frontier_curves
 
-        figure = frontier_curves(frontiers)
-        for extension in formats:
-            yield save_figure(figure, folder / f"{paths[0].stem}-curves.{extension}")
+        yield from _saved(frontier_curves(frontiers), folder / f"{paths[0].stem}-curves", formats)
 
 
 def draw_sets(paths: list[Path], formats: Iterable[str], folder: Path) -> Iterable[Path]:
@@ -169,9 +172,13 @@ def draw_sets(paths: list[Path], formats: Iterable[str], folder: Path) -> Iterab
         from ropescope.display.figures.sets import set_predictions
 
         for path, check in checks.items():
-            figure = set_predictions(check)
-            for extension in formats:
-                yield save_figure(figure, folder / f"{path.stem}.{extension}")
+            yield from _saved(set_predictions(check), folder / path.stem, formats)
+
+
+def _saved(figure: Figure, stem: Path, formats: Iterable[str]) -> Iterator[Path]:
+    """The figure in every format; a stem may hold a dot."""
+    for extension in formats:
+        yield save_figure(figure, stem.with_name(f"{stem.name}.{extension}"))
 
 
 def save_figure(figure: Any, path: Path) -> Path:
@@ -180,8 +187,8 @@ def save_figure(figure: Any, path: Path) -> Path:
     from ropescope.base.files import check_target, written_whole
 
     # Type 42: journals refuse the outlines (Type 3) that Matplotlib writes by itself.
-    with written_whole(check_target(path)) as partial, mpl.rc_context({"pdf.fonttype": 42}):
-        figure.savefig(partial, dpi=150)
+    with written_whole(check_target(path)) as unfinished, mpl.rc_context({"pdf.fonttype": 42}):
+        figure.savefig(unfinished, dpi=150)
     return path
 
 

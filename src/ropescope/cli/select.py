@@ -22,7 +22,7 @@ def select(
     result: Annotated[Path | None, Parameter(help="Result file of `ropescope measure`.")] = None,
     selection: Annotated[str | None, Parameter(help="Expression, or a selection by name.")] = None,
     *,
-    list: Annotated[bool, Parameter(negative="")] = False,
+    listing: Annotated[bool, Parameter(name="--list", negative="")] = False,
     importance: WorthPath = None,
     output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
     overwrite: Annotated[bool, Parameter(negative="")] = False,
@@ -38,7 +38,7 @@ def select(
 
     Parameters
     ----------
-    list
+    listing
         Print the selections that have a name, and what an expression may compare.
     output
         Mask file (safetensors) to write; default none.
@@ -50,7 +50,7 @@ def select(
     from ropescope.interventions.named import selections_text
     from ropescope.measurement.results import load
 
-    if list:
+    if listing:
         say(selections_text(None if result is None else load(result)))
         return
     if result is None or selection is None:

@@ -12,17 +12,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ropescope.base.axes import KEY, LAYER, QUERY, STREAMS
+from ropescope.base.axes import HEAD_AXIS, KEY, LAYER, PAIR
 from ropescope.base.errors import InputError
 from ropescope.base.facts import listed, other_model
 from ropescope.base.key_plans import ENTROPY, NORM, NORM_PRODUCT, RANDOM
+from ropescope.measurement.norm_products import norm_products
 from ropescope.measurement.results import mean_over_sequences, provenance, stream_data
 
 if TYPE_CHECKING:
     import xarray as xr
     from torch import Tensor
 
-    from ropescope.model.card import LayerRotation, RotaryCard
+    from ropescope.model.card import RotaryCard
 
 _SEED = 0
 
@@ -46,22 +47,20 @@ class Order:
     origin: Mapping[str, Any] | None
 
 
-# Gives a variable of a layer's queries or keys, (head, pair), mean over sequences.
-Layer = Callable[[str, str], np.ndarray]
+Score = Callable[["xr.DataTree"], np.ndarray]
 
 
-def _norm_product(layer: Layer) -> np.ndarray:
-    """Norm of a key pair times the norms of the queries that it serves, as Xu et al., ThinK (2024), score channels."""
-    key = layer(KEY, "mean_norm")
-    product: np.ndarray = key * layer(QUERY, "mean_norm").reshape(len(key), -1, key.shape[1]).sum(1)
-    return product
+def _of_keys(result: xr.DataTree, variable: str) -> np.ndarray:
+    mean = mean_over_sequences(stream_data(result, KEY))[variable]
+    values: np.ndarray = mean.transpose(LAYER, HEAD_AXIS[KEY], PAIR).values
+    return values
 
 
-# None draws it.
-_SCORES: dict[str, Callable[[Layer], np.ndarray] | None] = {
-    NORM_PRODUCT: _norm_product,
-    NORM: lambda layer: layer(KEY, "mean_norm"),
-    ENTROPY: lambda layer: -layer(KEY, "spectrum_fe"),
+# Of every key pair, (layer, kv_head, pair); None draws it.
+_SCORES: dict[str, Score | None] = {
+    NORM_PRODUCT: lambda result: norm_products(result)[KEY],
+    NORM: lambda result: _of_keys(result, "mean_norm"),
+    ENTROPY: lambda result: -_of_keys(result, "spectrum_fe"),
     RANDOM: None,
 }
 
@@ -98,16 +97,11 @@ def order_by(name: str, card: RotaryCard, result: xr.DataTree | None, model: Map
     origin = provenance(result)
     if differing := other_model(origin.get("model", {}), model):
         raise InputError(f"the measurement is of another model (other {listed(differing)}); measure this one")
-    means = {stream: mean_over_sequences(stream_data(result, stream)) for stream in STREAMS}
-    return Order(name, {each.layer: _scored(score, means, each) for each in card.layers}, origin)
-
-
-def _scored(of: Callable[[Layer], np.ndarray], means: Mapping[str, xr.Dataset], rotation: LayerRotation) -> Tensor:
-    counts = {QUERY: rotation.heads, KEY: rotation.kv_heads}
-
-    def layer(stream: str, variable: str) -> np.ndarray:
-        of_layer: np.ndarray = means[stream][variable].sel({LAYER: rotation.layer}).values
-        return of_layer[: counts[stream], : rotation.pairing.pairs]
-
     # A pair that is silent has no entropy.
-    return torch.from_numpy(np.nan_to_num(of(layer), nan=-np.inf))
+    values = torch.from_numpy(np.nan_to_num(score(result), nan=-np.inf))
+    rows = stream_data(result, KEY)[LAYER].values.tolist()
+    return Order(
+        name,
+        {each.layer: values[rows.index(each.layer), : each.kv_heads, : each.pairing.pairs] for each in card.layers},
+        origin,
+    )

@@ -57,8 +57,8 @@ def frontier_plans(
         Shares of the stock bytes, and ways; every way is planned for every share.
     baselines
         Orders that others keep pairs by, each a plan of method "drop" of the same bytes: "norm-product" (ThinK's
-        score, Xu et al. 2024, from the calibration text), "norm" (of keys), "spectrum-fe" (lowest SpectrumFE of keys
-        first), "random". All layers and heads keep the same share.
+        score, Xu et al., ICLR 2025, from the calibration text), "norm" (of keys), "spectrum-fe" (lowest SpectrumFE of
+        keys first), "random". All layers and heads keep the same share.
     result
         A measurement of the model that baselines rest on; None measures the calibration windows where it is needed.
     metric, sinks, multiple

@@ -38,8 +38,7 @@ def selections_text(result: xr.DataTree | None = None) -> str:
     """
     counted = {} if result is None else {name: _counts(result, name) for name in NAMED}
     named = [(name, expression, *counted.get(name, ())) for name, expression in NAMED.items()]
-    units = {name: f" ({each.unit})" if each.unit != "1" else "" for name, each in pair_variables().items()}
-    variables = [(name, each.label + units[name]) for name, each in pair_variables().items()]
+    variables = [(name, each.axis_label) for name, each in pair_variables().items()]
     return "\n".join(
         ["selections", *_columns(named), "", "what expressions compare", *_columns([*variables, *_PLACES])]
     )

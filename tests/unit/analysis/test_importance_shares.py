@@ -12,7 +12,6 @@ from ropescope.analysis.importance_in_words import bands_sentence, importance_fo
 from ropescope.analysis.importance_scores import SCORES, Finding, highest, scores_of
 from ropescope.analysis.importance_shares import importance_shares
 from ropescope.base.errors import InputError
-from ropescope.base.statistics import ranks
 from ropescope.measurement.importance import importance
 from ropescope.measurement.measure import measure
 from ropescope.measurement.worth_in_words import cumulative_share, lesser_half
@@ -189,5 +188,6 @@ def test_a_score_without_effect_is_not_said_to_have_one() -> None:
     assert "so it does not measurably tell pairs of one head apart (p 0." in importance_foretold(result, worth).text()
 
 
-def test_equal_ranks_share_their_mean() -> None:
-    assert ranks(np.array([5.0, -np.inf, 5.0, 7.0])).tolist() == [2.5, 1.0, 2.5, 4.0]
+def test_equal_scores_share_their_mean_rank_and_none_is_the_lowest() -> None:
+    found = Finding(np.array([[5.0, np.nan, 5.0, 7.0]]), np.zeros(4, dtype=int))
+    assert found.ranks.tolist() == [[2.5, 1.0, 2.5, 4.0]]

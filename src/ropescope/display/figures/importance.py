@@ -145,7 +145,7 @@ def _caption(result: xr.DataTree, importance: xr.DataTree) -> str:
     draws = facts.get("parameters", {}).get("draws")
     parts = (
         short_name(facts.get("model", {}).get("id")),
-        f"importance: {extent_of(importance)}" + (f", {draws} draws" if draws else ""),
+        f"importance: {extent_of(importance)}" + (f", {draws} draw{'s' if draws > 1 else ''}" if draws else ""),
         f"{VARIABLE_LABELS['spectrum_fe']}: {extent_of(result)}",
     )
     return " · ".join(part for part in parts if part)

@@ -7,11 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
-from ropescope.base.errors import InputError, did_you_mean
 from ropescope.base.statistics import ESTIMATE, ESTIMATES, nats_difference
-from ropescope.base.tables import Table, csv_text
+from ropescope.base.tables import Format, Table, csv_text, in_format
 from ropescope.evaluation.frontier.dataset import FRONTIER, PLAN, SIDE, STOCK, THIN
-from ropescope.evaluation.sweep.changes import FORMATS, Format
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -78,12 +76,7 @@ def frontier_table(data: xr.Dataset, *, format: Format = "text") -> str:
     --------
     >>> print(frontier_table(rs.load("smollm2-frontier.nc")))  # doctest: +SKIP
     """
-    if format not in FORMATS:
-        raise InputError(f"got format {format!r}: {did_you_mean(format, FORMATS)}")
-    if format == "csv":
-        return _csv(data)
-    table = as_table(data)
-    return table.markdown() if format == "markdown" else table.text()
+    return in_format(format, lambda: as_table(data), lambda: _csv(data))
 
 
 def as_table(data: xr.Dataset) -> Table:

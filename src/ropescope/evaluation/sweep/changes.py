@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
 
 import numpy as np
 import xarray as xr
 
-from ropescope.base.errors import InputError, did_you_mean
 from ropescope.base.statistics import ESTIMATE, ESTIMATES, nats_difference
-from ropescope.base.tables import Table, csv_text
+from ropescope.base.tables import Format, Table, csv_text, in_format
 from ropescope.evaluation.sweep.dataset import ALPHA, ARM, LOWEST, RANDOM, SELECTION, SWEEP
 
 CONTROL = "control"
 ALL_RANDOM = "random"
-FORMATS = ("text", "markdown", "csv")
-
-Format = Literal["text", "markdown", "csv"]
 
 
 def change(data: xr.Dataset) -> xr.Dataset:
@@ -93,13 +88,7 @@ def sweep_table(data: xr.Dataset, *, format: Format = "text") -> str:
     --------
     >>> print(sweep_table(rs.load("qwen3-sweep.nc"), format="markdown"))  # doctest: +SKIP
     """
-    if format not in FORMATS:
-        raise InputError(f"got format {format!r}: {did_you_mean(format, FORMATS)}")
-    changes = change(data)
-    if format == "csv":
-        return _csv(data, changes)
-    table = _table(data, changes)
-    return table.markdown() if format == "markdown" else table.text()
+    return in_format(format, lambda: effect_table(data), lambda: _csv(data, change(data)))
 
 
 def effect_table(data: xr.Dataset) -> Table:
