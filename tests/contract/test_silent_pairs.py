@@ -169,7 +169,7 @@ def test_a_frequency_that_nothing_shows_is_not_known(monkeypatch: pytest.MonkeyP
         assert str(rotation.pairing) == layer.pairing
         assert rotation.rotated.all() and rotation.frequency.isnan().tolist() == [True] + [False] * 7
         np.testing.assert_allclose(rotation.frequency[1:].numpy(), layer.frequency[1:], rtol=1e-3)
-    assert "8 pairs, wavelength 19.9 to 1.99e+04 tokens, 1 silent pairs of unknown frequency (as measured)" in str(card)
+    assert "8 pairs, wavelength 19.9 to 1.99e+04 tokens, 1 silent pair of unknown frequency (as measured)" in str(card)
     result = measure(model, tokens(2), frame_length=16, hop_length=8)
     turns = wavelength(result)
     assert turns[:, 0].isnull().all() and np.isfinite(turns[:, 1:]).all()

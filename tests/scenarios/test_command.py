@@ -18,6 +18,7 @@ import ropescope as rs
 from launching import heed_interrupts
 from refusals import refusal
 from ropescope import cli
+from ropescope.cli.measure import _tell
 from synthetic import synthetic_result
 from tiny import byte_level_tokenizer, tiny_llama
 
@@ -112,6 +113,12 @@ def test_figures_of_chosen_heads(tmp_path):
     }
 
 
+def test_keys_are_drawn_for_the_key_head_that_a_query_head_attends_to(tmp_path):
+    rs.save(synthetic_result(kv_heads=2, heads=4), tmp_path / "result.nc")
+    cli.main(["figures", str(tmp_path / "result.nc"), "--heads", "1:3", "--output-dir", str(tmp_path / "out")])
+    assert (tmp_path / "out" / "result-key-panel.png").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
@@ -148,6 +155,15 @@ def test_bad_texts(saved, tmp_path, capsys):
     assert "has no column 'text'" in told["rows.jsonl"]
     assert "no such file" in told["none.txt"]
     assert not Path("unwritten.nc").exists()
+
+
+def test_measure_names_the_few_pairs_that_stand_out(tmp_path, capsys):
+    result = synthetic_result()
+    result["query"]["spectrum_fe"][:, 0, 0, 2:9] = 0.5
+    _tell(result, tmp_path / "r.nc")
+    (table,) = [part for part in capsys.readouterr().out.split("\n\n") if "spectrum outliers" in part]
+    title, _, *rows = table.splitlines()
+    assert title.endswith("the 3 furthest") and len(rows) == 3
 
 
 def test_measure_names_its_file_as_it_was_given(saved, text, tmp_path, monkeypatch, capsys):

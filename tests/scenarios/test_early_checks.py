@@ -54,6 +54,7 @@ SELECTIONS = [
 ]
 TABLE = [
     *((MEASURE, *row) for row in (*TEXTS, *MODELS, *OUTPUT)),
+    *((command, ["--output", "full"], "it is a folder", "a file name") for command in (SWEEP, COMPRESS, TASKS)),
     (MEASURE, ["--norm-heads", "first"], "'first'", "LAYER:HEAD"),
     (MEASURE, ["--frame-length", "3"], "got 3", "at least 4"),
     (MEASURE, ["--frame-length", "9999"], "4096 positions", "at least 9999 tokens or a shorter frame_length"),

@@ -8,6 +8,7 @@ import numpy as np
 import xarray as xr
 
 from ropescope.base.axes import HEAD_AXIS, LAYER, PAIR, STREAMS
+from ropescope.base.counting import counted
 from ropescope.base.entropy import white_noise_entropy
 from ropescope.base.errors import InputError, ResultError
 from ropescope.measurement.results import ROTARY, provenance, stream_data, window_length
@@ -180,7 +181,7 @@ def _unlike_presence(first: xr.DataTree, other: xr.DataTree, stream: str) -> np.
 
 
 def _in_layers(name: str, layers: np.ndarray, mine: xr.Dataset, theirs: xr.Dataset) -> str:
-    place = f"in {len(layers)} layer{'s' if len(layers) > 1 else ''} ({_written(layers.tolist())})"
+    place = f"in {counted(len(layers), 'layer')} ({_written(layers.tolist())})"
     if name != "pairing":
         return f"{name} differ {place}"
     ours, other = (str(data["pairing"].sel({LAYER: layers[0]}).values) for data in (mine, theirs))

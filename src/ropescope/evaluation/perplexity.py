@@ -10,6 +10,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from ropescope.base.arguments import AUTO, BatchSize
+from ropescope.base.counting import counted
 from ropescope.base.errors import InputError, NonFiniteError
 from ropescope.base.tables import preformatted
 from ropescope.model.access import check_windows, input_device, undisturbed, vocabulary_size
@@ -65,7 +66,7 @@ class Perplexity:
         return preformatted(self)
 
     def __str__(self) -> str:
-        return f"perplexity {self.value:.4g} over {self.tokens} tokens of {len(self.window_nats)} windows"
+        return f"perplexity {self.value:.4g} over {self.tokens} tokens of {counted(len(self.window_nats), 'window')}"
 
 
 def perplexity(

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from ropescope.base.axes import STREAMS
+from ropescope.base.counting import counted
 from ropescope.base.pair_variables import pair_variables
 from ropescope.base.selections import NAMED
 from ropescope.interventions.selection import select
@@ -46,7 +47,7 @@ def selections_text(result: xr.DataTree | None = None) -> str:
 
 def _counts(result: xr.DataTree, name: str) -> list[str]:
     counts = select(result, name).counts()
-    return [f"{int(counts[stream].sum())} {stream} pairs" for stream in STREAMS]
+    return [counted(int(counts[stream].sum()), f"{stream} pair") for stream in STREAMS]
 
 
 def _columns(rows: Sequence[Sequence[str]]) -> Iterator[str]:

@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 
 from ropescope.base.axes import HEAD_AXIS, LAYER, PAIR, SEQUENCE, STREAMS
+from ropescope.base.counting import counted
 from ropescope.base.errors import InputError
 from ropescope.base.facts import listed, other_model
 from ropescope.base.pair_variables import MEASURED, PairVariable, pair_variables
@@ -108,7 +109,7 @@ def _taken_or_elsewhere(data: xr.Dataset, other: xr.Dataset, place: tuple[str, .
 def extent_of(result: xr.DataTree) -> str:
     """How many windows, of which length and text, something was measured on."""
     count, length = stream_data(result, STREAMS[0]).sizes.get(SEQUENCE, 1), window_length(result)
-    size = f"{count} window{'s' if count > 1 else ''}" + (f" of {length} tokens" if length else "")
+    size = counted(count, "window") + (f" of {length} tokens" if length else "")
     return " of ".join(part for part in (size, text_of(result)) if part)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 
 from ropescope.base.axes import HEAD_AXIS, LAYER, PAIR, SEQUENCE, STREAMS
+from ropescope.base.counting import counted
 from ropescope.base.errors import InputError
 from ropescope.base.selections import BANDS, OUTLIERS, PERIODIC, SILENT
 from ropescope.measurement.joining import further_variables
@@ -240,8 +241,8 @@ def _counts_lines(result: xr.DataTree, stream: str) -> list[str]:
         (SILENT.label, SILENT.words, total.silent),
     ]
     title = (
-        f"{stream}: {total.pairs} pairs in {sizes[LAYER]} layers x {sizes[HEAD_AXIS[stream]]} heads, "
-        f"mean over {sizes[SEQUENCE]} sequence{'s' if sizes[SEQUENCE] > 1 else ''}"
+        f"{stream}: {total.pairs} pairs in {counted(sizes[LAYER], 'layer')} x "
+        f"{counted(sizes[HEAD_AXIS[stream]], 'head')}, mean over {counted(sizes[SEQUENCE], 'sequence')}"
     )
     return [title, *(f"  {name:<11}{rule:<18}{n:>8}{n / max(total.pairs, 1):>8.1%}" for name, rule, n in rows)]
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
-from ropescope.base.axes import HEAD_AXIS, LAYER, SEQUENCE, STREAMS
+from ropescope.base.axes import HEAD_AXIS, KEY, LAYER, SEQUENCE, STREAMS
+from ropescope.base.counting import counted
 from ropescope.measurement.results import stream_data
 
 _BEST = (0.01, 0.1)
@@ -58,15 +59,16 @@ def lesser_half(values: np.ndarray) -> float:
 
 def _lines(data: xr.Dataset, stream: str) -> list[str]:
     sizes, present = data.sizes, data["fisher"].notnull().any(SEQUENCE)
-    windows = f"{sizes[SEQUENCE]} window{'s' if sizes[SEQUENCE] > 1 else ''}"
     title = (
-        f"{stream}: {int(present.sum())} pairs in {sizes[LAYER]} layers x {sizes[HEAD_AXIS[stream]]} heads, mean over "
-        f"{windows}"
+        f"{stream}: {int(present.sum())} pairs in {counted(sizes[LAYER], 'layer')} x "
+        f"{counted(sizes[HEAD_AXIS[stream]], 'head')}, mean over {counted(sizes[SEQUENCE], 'window')}"
     )
+    # A rotation is a key head's group's: among queries it stands once for every head of the group.
+    rotation = [_shares(data["rotation_fisher"], "of rotation")] if stream == KEY else []
     return [
         title,
         _shares(data["fisher"], "importance"),
-        _shares(data["rotation_fisher"], "of rotation"),
+        *rotation,
         f"  worth nothing  {int((data['fisher'] == 0).all(SEQUENCE).sum()):>5} pairs",
     ]
 

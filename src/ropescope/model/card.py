@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ropescope.base.axes import STREAMS
+from ropescope.base.counting import counted
 from ropescope.base.rotary import Pairing
 from ropescope.base.tables import preformatted
 
@@ -131,11 +132,14 @@ def _ranges(numbers: list[int]) -> str:
     return ", ".join(runs)
 
 
+def _named(noun: str, numbers: list[int]) -> str:
+    return f"{noun}{'s' if len(numbers) > 1 else ''} {_ranges(numbers)}"
+
+
 def _describe_group(group: list[LayerRotation]) -> str:
-    plural = "s" if len(group) > 1 else ""
     one = group[0]
     shape = f"{one.heads} query / {one.kv_heads} key heads of {one.head_dim}"
-    return f"layer{plural} {_ranges([rotation.layer for rotation in group])}: {shape}, {_describe_rotation(one)}"
+    return f"{_named('layer', [rotation.layer for rotation in group])}: {shape}, {_describe_rotation(one)}"
 
 
 def _describe_rotation(rotation: LayerRotation) -> str:
@@ -152,9 +156,9 @@ def _describe_rotation(rotation: LayerRotation) -> str:
     if (frequency < 0).any():
         parts.append("turning backwards")
     if still:
-        parts.append(f"{still} zero-frequency pairs")
+        parts.append(counted(still, "zero-frequency pair"))
     if unknown:
-        parts.append(f"{unknown} silent pairs of unknown frequency")
+        parts.append(f"{counted(unknown, 'silent pair')} of unknown frequency")
     return ", ".join(parts) + ("" if rotation.matched or not len(turning) else " (as measured)")
 
 
@@ -169,7 +173,7 @@ def _describe_silent(layers: Sequence[LayerRotation]) -> list[str]:
         if text := _silent_pairs(layer):
             alike.setdefault(text, []).append(layer.layer)
     totals = ", ".join(f"{silent} of {every} {stream} pairs" for stream, (silent, every) in counts.items())
-    places = [f"  layer{'s' if len(at) > 1 else ''} {_ranges(at)}: {text}" for text, at in alike.items()]
+    places = [f"  {_named('layer', at)}: {text}" for text, at in alike.items()]
     return [f"silent (zero whatever the input): {totals}", *places]
 
 
@@ -180,7 +184,7 @@ def _silent_pairs(rotation: LayerRotation) -> str:
             places.setdefault(heads, []).append(pair)
     if len(places) > _MOST_PLACES:
         places = {"some heads": sorted(pair for pairs in places.values() for pair in pairs)}
-    return "; ".join(f"pair{'s' if len(at) > 1 else ''} {_ranges(at)} in {heads}" for heads, at in places.items())
+    return "; ".join(f"{_named('pair', at)} in {heads}" for heads, at in places.items())
 
 
 def _silent_heads(rotation: LayerRotation, pair: int) -> str:
@@ -189,6 +193,5 @@ def _silent_heads(rotation: LayerRotation, pair: int) -> str:
         return "all heads"
     which = {stream: flags.nonzero().flatten().tolist() for stream, flags in silent.items() if flags.any()}
     return " and ".join(
-        f"all {stream} heads" if silent[stream].all() else f"{stream} head{'s' if len(at) > 1 else ''} {_ranges(at)}"
-        for stream, at in which.items()
+        f"all {stream} heads" if silent[stream].all() else _named(f"{stream} head", at) for stream, at in which.items()
     )

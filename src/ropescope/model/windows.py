@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ropescope.base.arguments import check_cut
+from ropescope.base.counting import counted
 from ropescope.base.errors import CorpusError
 from ropescope.model.corpora import Request, open_corpus
 
@@ -212,11 +213,13 @@ def _cut(name: str, ids: list[int], prefix: list[int], length: int, count: int |
     body = length - len(prefix)
     available = len(ids) // body
     if available < (count or 1):
-        asked = f"{count or 1} window{'s' if (count or 1) > 1 else ''} of {length} tokens"
+        asked = f"{counted(count or 1, 'window')} of {length} tokens"
         room = len(ids) + len(prefix)
         fewer = f"ask for count={available} or fewer, or" if available else f"use length={room} or less, or"
         fix = f"{fewer} more text" if room > max(1, len(prefix)) else "give more text"
-        raise CorpusError(f"corpus {name!r} holds {len(ids)} tokens, {available} windows, but {asked} asked for: {fix}")
+        raise CorpusError(
+            f"corpus {name!r} holds {len(ids)} tokens, {counted(available, 'window')}, but {asked} asked for: {fix}"
+        )
     rows = torch.tensor(ids[: (count or available) * body], dtype=torch.int64).view(-1, body)
     first = torch.tensor(prefix, dtype=torch.int64).expand(len(rows), -1)
     return torch.cat([first, rows], dim=1)

@@ -67,7 +67,7 @@ def test_thresholds_and_the_top_tenth_are_lines(result, worth, axes):
     assert (fisher >= tenth).sum() == round(0.1 * fisher.size)
     found = importance_shares(result, worth).auc.sel(stream="key", score="-spectrum_fe")
     value, low, high = found.values
-    assert axes[1].get_title() == f"keys: the top tenth is found with AUC {value:.2f} ({low:.2f} to {high:.2f})"
+    assert axes[1].get_title() == f"keys\ntop tenth found with AUC {value:.2f} ({low:.2f} to {high:.2f})"
 
 
 def test_the_curve_adds_up_the_most_important_pairs_and_selections_lie_under_it(result, worth, axes):
@@ -147,3 +147,16 @@ def test_importance_joins_every_measurement_of_its_model_and_no_other(result, wo
     assert page.count("Does Frequency Entropy foretell importance in a?") == 1
     with pytest.raises(InputError, match="got 'w', the importance of a model of which there is no measurement"):
         rs.report({"c": other, "w": worth}, tmp_path / "none.html")
+
+
+def test_a_map_of_both_signs_is_white_at_zero_and_shows_the_head_of_largest_magnitude(result, worth):
+    both = joined(result, worth)
+    gradient = both["query"]["gradient"]
+    both["query"]["gradient"] = gradient * np.random.default_rng(0).choice((-1, 1), gradient.shape)
+    mean, furthest = (axes.images[0] for axes in variable_map(both, "gradient", "query").axes[:2])
+    assert mean.norm.vmin == -mean.norm.vmax < 0
+    assert mean.cmap(mean.norm(0.0))[:3] == pytest.approx((0.97,) * 3, abs=0.01)
+    values = both["query"]["gradient"].transpose("layer", "pair", "head").values
+    expected = np.take_along_axis(values, np.nan_to_num(np.abs(values)).argmax(-1)[..., None], -1)[..., 0]
+    np.testing.assert_array_equal(np.asarray(furthest.get_array()), expected)
+    assert (expected < 0).any() and (expected > 0).any()

@@ -238,8 +238,8 @@ def test_of_few_windows_there_is_no_interval() -> None:
 def test_sentences_say_what_the_intervals_carry() -> None:
     latent, drop = findings(planted())
     assert latent.startswith("latent 0.5: 50.2% of the key bytes raises perplexity from ")
-    assert "+1.01 % [+1.01, +1.01]" in latent and "less than norm (+171.8 %)" in latent
-    assert "less than norm" in drop and len(findings(planted())) == 2
+    assert "+1.01 % [+1.01, +1.01]" in latent and "lower than with norm (+171.8 %)" in latent
+    assert "lower than with norm" in drop and len(findings(planted())) == 2
 
 
 def test_the_table_has_a_row_for_every_plan_in_every_format() -> None:

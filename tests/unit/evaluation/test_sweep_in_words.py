@@ -29,25 +29,25 @@ def a_sweep(selected: float, random: float, lowest: float | None, noise: float =
 def test_harm_beyond_the_controls():
     (sentence,) = findings(a_sweep(selected=1.0, random=0.2, lowest=0.1))
     assert sentence.startswith("bands (30 query, 10 key pairs): alpha 0 raises perplexity from 20.09 to ")
-    assert ", more than the same number of random pairs (24." in sentence
-    assert ", more than the same number of pairs of lowest norm (22." in sentence
+    assert ", higher than with the same number of random pairs (24." in sentence
+    assert ", higher than with the same number of pairs of lowest norm (22." in sentence
 
 
 def test_no_change_and_less_harm_than_the_controls():
     (sentence,) = findings(a_sweep(selected=0.0, random=0.5, lowest=None, noise=0.003))
     assert "alpha 0 keeps perplexity within 1% (from 20.09 to 20.09)" in sentence
-    assert "less than the same number of random pairs" in sentence and "lowest norm" not in sentence
+    assert "lower than with the same number of random pairs" in sentence and "lowest norm" not in sentence
 
 
 def test_a_gain_like_that_of_the_controls():
     (sentence,) = findings(a_sweep(selected=-0.5, random=-0.5, lowest=-0.5, noise=0.003))
-    assert "lowers perplexity" in sentence and "about as much as the same number of random pairs" in sentence
+    assert "lowers perplexity" in sentence and "about the same as with the same number of random pairs" in sentence
 
 
 def test_a_wide_interval_is_not_taken_for_no_change():
     (sentence,) = findings(a_sweep(selected=0.0, random=0.0, lowest=None, noise=0.1))
     assert "alpha 0 takes perplexity from 20.09 to" in sentence and "cannot tell from no change" in sentence
-    assert "perhaps more, perhaps less than the same number of random pairs" in sentence
+    assert "perhaps higher, perhaps lower than with the same number of random pairs" in sentence
     assert "about as much" not in sentence and "keeps" not in sentence
 
 
@@ -55,7 +55,7 @@ def test_too_few_windows_say_so():
     data = a_sweep(selected=1.0, random=0.0, lowest=None).isel(window=slice(4))
     (sentence,) = findings(data)
     assert "alpha 0 takes perplexity from 20.09 to" in sentence and "raises" not in sentence and "more" not in sentence
-    assert sentence.endswith("; 4 windows are too few for intervals")
+    assert sentence.endswith("; fewer than 5 windows give no intervals")
 
 
 def test_a_selection_without_pairs():

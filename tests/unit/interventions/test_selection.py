@@ -34,9 +34,10 @@ STREAMS = ("query", "key")
 
 @cache
 def result() -> xr.DataTree:
-    """Padded, with two key heads, a layer without rotation, and a pair that is defined in one sequence only."""
+    """Padded; two key heads, a layer without rotation, a pair defined in one sequence only, another by one entropy."""
     tree = synthetic_result(kv_heads=2)
     tree["query"]["spectrum_fe"][0, 1, 2, 3] = np.nan
+    tree["query"]["sequence_fe"][:, 2, 1, 4] = np.nan
     return tree
 
 

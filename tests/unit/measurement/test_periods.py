@@ -109,3 +109,10 @@ def test_a_pair_without_a_period_is_neither() -> None:
 
 def test_windows_of_unknown_length_tell_neither() -> None:
     assert kinds(periods(64.0, 64.0), None).values.tolist() == [""]
+
+
+def test_what_drifts_in_half_of_the_windows_drifts_and_in_fewer_does_not() -> None:
+    """Periods that are all over the limit and all unlike, beside short ones that are unlike, too."""
+    half = periods(LENGTH, LENGTH / 3, 64.0, 16.0)
+    assert kinds(half, LENGTH).values.tolist() == [DRIFT]
+    assert kinds(periods(LENGTH, LENGTH / 3, 64.0, 16.0, 128.0), LENGTH).values.tolist() == [""]

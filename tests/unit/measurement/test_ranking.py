@@ -20,7 +20,7 @@ def titled(tables: list[Table], word: str) -> Table:
 def test_what_was_planted_is_listed_by_its_place() -> None:
     tables = ranked(synthetic_result())
     layer, head = PERIODIC_HEAD
-    assert titled(tables, "outliers").rows[0][:4] == [str(layer), str(head), str(OUTLIER_PAIR), "0.470"]
+    assert titled(tables, "outlier").rows[0][:4] == [str(layer), str(head), str(OUTLIER_PAIR), "0.470"]
     periodic = titled(tables, "periodic").rows
     assert {tuple(row[:3]) for row in periodic} == {(str(layer), str(head), str(pair)) for pair in PERIODIC_PAIRS}
     assert [row[4:] for row in periodic] == [["64", "rhythm"]] * len(PERIODIC_PAIRS)

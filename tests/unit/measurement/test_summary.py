@@ -136,7 +136,7 @@ class TestText:
         assert lines[12].split()[3] == "inf"
         assert len({len(line) for line in lines[10:13]}) == 1
         assert lines[13] == ""
-        assert lines[14].startswith("key: 60 pairs in 4 layers x 1 heads")
+        assert lines[14].startswith("key: 60 pairs in 4 layers x 1 head,")
 
     def test_plain_ascii_without_a_last_newline(self) -> None:
         text = summary_text(synthetic_result())

@@ -435,7 +435,7 @@ def test_more_windows_than_there_are(tokenizer, tmp_path):
     path = tmp_path / "short.txt"
     path.write_text("Document 7")
     held = len(plain(tokenizer, "Document 7"))
-    expected = f"corpus {str(path)!r} holds {held} tokens, {held // 2} windows, but 9 windows of 2 tokens asked for: "
+    expected = f"corpus {str(path)!r} holds {held} tokens, {held // 2} window, but 9 windows of 2 tokens asked for: "
     assert refusal(tokenizer, path, length=2, count=9) == f"{expected}ask for count={held // 2} or fewer, or more text"
     expected = f"corpus {str(path)!r} holds {held} tokens, 0 windows, but 1 window of 99 tokens asked for: "
     assert refusal(tokenizer, path, length=99) == f"{expected}use length={held} or less, or more text"

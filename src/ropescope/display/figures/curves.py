@@ -98,4 +98,4 @@ def _draw(axes: Axes, data: xr.Dataset, label: str, colour: str) -> None:
 def _title(name: str, sweeps: Mapping[str, xr.Dataset]) -> str:
     """The selection, and how many pairs it holds in each model."""
     counts = [int(data["selected_pairs"].sel({SELECTION: name}).sum(STREAM)) for data in sweeps.values()]
-    return f"{name}\n{', '.join(str(count) for count in counts)} pairs"
+    return f"{name}\n{', '.join(map(str, counts))} {'pair' if counts == [1] else 'pairs'}"

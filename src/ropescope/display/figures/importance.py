@@ -12,6 +12,7 @@ from ropescope.analysis.importance_in_words import area_text, percent
 from ropescope.analysis.importance_scores import SPECTRUM, highest
 from ropescope.analysis.importance_shares import SCORE, SELECTION, STREAM, importance_shares
 from ropescope.base.axes import STREAM_NAMES, STREAMS
+from ropescope.base.counting import counted
 from ropescope.base.pair_variables import pair_variables
 from ropescope.base.selections import PAPER, VARIABLE_LABELS
 from ropescope.base.statistics import ESTIMATE
@@ -67,14 +68,14 @@ def importance_scatter(result: xr.DataTree, importance: xr.DataTree) -> Figure:
     """
     found, both = importance_shares(result, importance), joined(result, importance)
     means = {stream: mean_over_sequences(stream_data(both, stream)) for stream in STREAMS}
-    figure = Figure(figsize=(13, 4.6), layout="constrained")
+    figure = Figure(figsize=(13.5, 5.2), layout="constrained")
     figure.suptitle(_caption(result, importance), fontsize=SMALL + 1, color=REFERENCE)
     query, key, cumulative = figure.subplots(1, 3)
     key.sharey(query)
     for axes, (stream, mean) in zip((query, key), means.items(), strict=True):
         _draw_pairs(axes, mean)
         area = area_text(found["auc"].sel({STREAM: stream, SCORE: SPECTRUM}))
-        axes.set_title(f"{STREAM_NAMES[stream]}: the top tenth is found with AUC {area}", fontsize=SMALL + 2)
+        axes.set_title(f"{STREAM_NAMES[stream]}\ntop tenth found with AUC {area}", fontsize=SMALL + 2)
     query.set_ylabel(pair_variables()["fisher"].axis_label, fontsize=SMALL + 1)
     _draw_cumulative(cumulative, means, found)
     return figure
@@ -101,8 +102,8 @@ def _draw_pairs(axes: Axes, mean: xr.Dataset) -> None:
             **style,
         )
     if silent := int((~known).sum()):
-        text = f"{silent} silent pair{'s' if silent > 1 else ''}: no SpectrumFE, importance 0"
-        axes.text(0.98, 0.98, text, transform=axes.transAxes, ha="right", va="top", fontsize=SMALL, color=REFERENCE)
+        text = f"{counted(silent, 'silent pair')}: no SpectrumFE, importance 0"
+        axes.text(0.98, 0.02, text, transform=axes.transAxes, ha="right", va="bottom", fontsize=SMALL, color=REFERENCE)
     axes.set_yscale("log")
     for text, place in thresholds("spectrum_fe"):
         axes.axvline(place, lw=0.9, color=FAINT, zorder=0)
@@ -136,7 +137,7 @@ def _draw_cumulative(axes: Axes, means: dict[str, xr.Dataset], found: xr.Dataset
     axes.axvline(0.5, lw=0.9, color=FAINT, zorder=0)
     axes.set_xlabel("share of the pairs, the most important first", fontsize=SMALL + 1)
     axes.set_ylabel("share of the importance", fontsize=SMALL + 1)
-    axes.legend(fontsize=SMALL, frameon=False, loc="upper left")
+    axes.legend(fontsize=SMALL, frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.14))
     plain(axes)
 
 
@@ -145,7 +146,7 @@ def _caption(result: xr.DataTree, importance: xr.DataTree) -> str:
     draws = facts.get("parameters", {}).get("draws")
     parts = (
         short_name(facts.get("model", {}).get("id")),
-        f"importance: {extent_of(importance)}" + (f", {draws} draw{'s' if draws > 1 else ''}" if draws else ""),
+        f"importance: {extent_of(importance)}" + (f", {counted(draws, 'draw')}" if draws else ""),
         f"{VARIABLE_LABELS['spectrum_fe']}: {extent_of(result)}",
     )
     return " · ".join(part for part in parts if part)

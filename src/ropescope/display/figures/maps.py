@@ -83,6 +83,8 @@ def overview(result: xr.DataTree, stream: str = "query") -> Figure:
 def variable_map(result: xr.DataTree, variable: str, stream: str = "query") -> Figure:
     """Map any registered variable of pairs over layers and pairs: its mean over heads, and its highest head.
 
+    A variable of both signs has colours around 0, and the head of largest magnitude beside the mean.
+
     Parameters
     ----------
     result
@@ -115,12 +117,14 @@ def variable_map(result: xr.DataTree, variable: str, stream: str = "query") -> F
     own = variable if meaning in further_variables(data) else None
     figure.suptitle(caption(result, stream, data, "mean of", own), fontsize=SMALL + 1, color=REFERENCE)
     grid = figure.subplots(1, 2, sharex=True, sharey=True, squeeze=False)
-    maps = {"mean over heads": values.mean(head), "maximum over heads": values.max(head)}
-    norm = _colour_scale(meaning, list(maps.values()))
+    signed = meaning.scale is None and bool((values < 0).any())
+    beside = ("largest magnitude of a head", _furthest) if signed else ("maximum over heads", xr.DataArray.max)
+    maps = {"mean over heads": values.mean(head), beside[0]: beside[1](values, head)}
+    norm = _colour_scale(meaning, list(maps.values()), signed)
     for axes, (title, shown) in zip(grid[0], maps.items(), strict=True):
         # On a logarithmic scale 0 is as dark as the least.
         content = shown.transpose(LAYER, PAIR).clip(min=norm.vmin if meaning.logarithmic else None).values
-        image = axes.imshow(content, aspect="auto", origin="lower", cmap=map_colours(), norm=norm)
+        image = axes.imshow(content, aspect="auto", origin="lower", cmap=map_colours(signed), norm=norm)
         axes.set_title(f"{meaning.label}, {title}", fontsize=SMALL + 2)
     colour_bar(figure, image, grid[0], meaning.axis_label)
     _mark_nope_layers(figure, grid, result)
@@ -128,11 +132,18 @@ def variable_map(result: xr.DataTree, variable: str, stream: str = "query") -> F
     return figure
 
 
-def _colour_scale(meaning: PairVariable, maps: Sequence[xr.DataArray]) -> Normalize:
-    """From the lowest to the highest value drawn, or the variable's usual range."""
+def _furthest(values: xr.DataArray, head: str) -> xr.DataArray:
+    """Of every place the value that is furthest from 0, with its sign."""
+    return values.isel({head: abs(values).fillna(-1).argmax(head)})
+
+
+def _colour_scale(meaning: PairVariable, maps: Sequence[xr.DataArray], signed: bool) -> Normalize:
+    """From the lowest to the highest value drawn, as far below 0 as above where signed; or the usual range."""
     drawn = np.concatenate([shown.values.ravel() for shown in maps])
     known = drawn[~np.isnan(drawn) & ((drawn > 0) | (not meaning.logarithmic))]
     low, high = meaning.scale or ((float(known.min()), float(known.max())) if known.size else (1.0, 1.0))
+    if signed:
+        low, high = -max(-low, high), max(-low, high)
     return (LogNorm if meaning.logarithmic else Normalize)(low, high)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ropescope.base.axes import SEQUENCE
+from ropescope.base.counting import counted
 from ropescope.base.errors import InputError
 from ropescope.display.figures.style import FAINT, REFERENCE, SMALL, colours, plain
 from ropescope.evaluation.set_prediction import FACTOR, SET_VALIDATION, trusted
@@ -85,5 +86,5 @@ def _caption(check: xr.Dataset) -> str:
     text = " ".join(short_name(windows[part]) for part in ("corpus", "split") if windows.get(part))
     length = f" of {windows['length']} tokens" if windows.get("length") else ""
     model = short_name(facts.get("model", {}).get("id"))
-    size = f"{count} window{'s' if count > 1 else ''}{length}"
+    size = counted(count, "window") + length
     return " · ".join(part for part in (model, text, size) if part)

@@ -43,9 +43,9 @@ def colours(count: int) -> list[str]:
     return [COLOURS[place % len(COLOURS)] for place in range(count)]
 
 
-def map_colours() -> Colormap:
-    """Colours of a map, grey where there is no value."""
-    return colormaps["viridis"].with_extremes(bad=MISSING)
+def map_colours(signed: bool = False) -> Colormap:
+    """Colours of a map, white at 0 where values have both signs, grey where there is no value."""
+    return colormaps["RdBu_r" if signed else "viridis"].with_extremes(bad=MISSING)
 
 
 def plain(axes: Axes) -> None:

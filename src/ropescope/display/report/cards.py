@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 
 from ropescope.base.axes import HEAD_AXIS, LAYER, PAIR, STREAMS
+from ropescope.base.counting import counted
 from ropescope.measurement.results import ROTARY, provenance, short_name, stream_data, wavelength
 from ropescope.measurement.summary import Counts, counts, format_tokens
 
@@ -51,7 +52,7 @@ def card(result: xr.DataTree, name: str) -> Card:
     corpus = " ".join(str(windows[part]) for part in ("corpus", "config", "split") if windows.get(part))
     parameters = {key: value for key, value in _mapping(facts.get("parameters")).items() if key not in windows}
     count, length = windows.get("windows"), windows.get("length") or parameters.get("length")
-    size = f"{count} window{'s' if count != 1 else ''} of {length} tokens" if count and length else ""
+    size = f"{counted(count, 'window')} of {length} tokens" if count and length else ""
     return Card(
         title=short_name(str(model.get("id") or name)),
         subtitle=" · ".join(part for part in (corpus, size) if part),

@@ -8,6 +8,7 @@ import numpy as np
 import xarray as xr
 
 from ropescope.base.axes import HEAD, KEY, LAYER, QUERY, SEQUENCE
+from ropescope.base.counting import counted
 from ropescope.base.statistics import LEAST_WINDOWS, jackknife, rank_correlation
 from ropescope.evaluation.claims.arms import (
     FAST_OFF,
@@ -261,7 +262,7 @@ def _percent(nats: np.ndarray) -> np.ndarray:
 
 
 def _windows(look: xr.Dataset) -> str:
-    return f"{look.sizes[SEQUENCE]} windows"
+    return counted(look.sizes[SEQUENCE], "window")
 
 
 def _too_few(evidence: Evidence, look: xr.Dataset) -> Finding | None:

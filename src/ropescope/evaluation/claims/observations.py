@@ -8,6 +8,7 @@ import numpy as np
 import xarray as xr
 
 from ropescope.base.axes import HEAD_AXIS, KEY, LAYER, PAIR, QUERY, SEQUENCE
+from ropescope.base.counting import counted
 from ropescope.base.selections import BANDS, PERIODIC, Selection
 from ropescope.base.statistics import jackknife
 from ropescope.evaluation.claims.evidence import Evidence
@@ -55,7 +56,7 @@ class Heads:
 
     def over(self) -> str:
         """What an interval over layers speaks of."""
-        return f"{len(self.layers)} layers, means of {self.windows} window{'s' if self.windows > 1 else ''}"
+        return f"{len(self.layers)} layers, means of {counted(self.windows, 'window')}"
 
 
 def bands_are_loud(evidence: Evidence, stream: str = QUERY) -> Finding:
@@ -203,10 +204,7 @@ def keys_are_more_periodic(evidence: Evidence) -> Finding:
     sides = [Heads.of(result, stream) for stream in (QUERY, KEY)]
     counts = [side.chosen(PERIODIC).sum((1, 2)) for side in sides]
     if (number := sum(int(count.sum()) for count in counts)) < LEAST_PAIRS:
-        return unknown(
-            f"Query and key pairs with {PERIODIC.rule}: {number}; the least to judge by is {LEAST_PAIRS}.",
-            "another model, measured: this one has hardly any periodic pair",
-        )
+        return too_few("Query and key", PERIODIC, number)
     pairs = [side.present.sum((1, 2)) for side in sides]
 
     def excess(query: np.ndarray, key: np.ndarray, queries: np.ndarray, keys: np.ndarray) -> np.ndarray:
@@ -239,6 +237,14 @@ def unmeasured() -> Finding:
     return unknown("No measurement was given.", "ropescope measure MODEL --count 8")
 
 
+def too_few(streams: str, selection: Selection, number: int) -> Finding:
+    """What a claim about a selection's pairs cannot be judged by."""
+    return unknown(
+        f"{streams} pairs with {selection.rule}: {number}; the least to judge by is {LEAST_PAIRS}.",
+        "another model or text, measured: this one has hardly any such pair",
+    )
+
+
 def _judgeable(evidence: Evidence, stream: str, selection: Selection) -> tuple[Heads | None, Finding]:
     """The stream's heads, where there are enough layers and pairs in question, else why it cannot be said."""
     result = evidence.measured
@@ -247,8 +253,7 @@ def _judgeable(evidence: Evidence, stream: str, selection: Selection) -> tuple[H
     heads = Heads.of(result, stream)
     number = int(heads.chosen(selection).sum())
     if number < LEAST_PAIRS:
-        why = f"{stream.capitalize()} pairs with {selection.rule}: {number}; the least to judge by is {LEAST_PAIRS}."
-        return None, unknown(why, "another model or text, measured: this one has hardly any such pair")
+        return None, too_few(stream.capitalize(), selection, number)
     if len(heads.layers) < LEAST_LAYERS:
         why = f"{len(heads.layers)} layers give no interval; the least is {LEAST_LAYERS}."
         return None, unknown(why, "a model with more layers, measured")

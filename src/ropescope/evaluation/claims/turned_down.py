@@ -21,7 +21,7 @@ from ropescope.evaluation.claims.findings import (
     judged,
     unknown,
 )
-from ropescope.evaluation.claims.observations import Heads, pooled, unmeasured
+from ropescope.evaluation.claims.observations import LEAST_PAIRS, Heads, pooled, too_few, unmeasured
 from ropescope.evaluation.importance_validation import KIND, LEAST
 from ropescope.evaluation.sweep.changes import ALL_RANDOM, CONTROL, change
 from ropescope.evaluation.sweep.dataset import ALPHA, ARM, SELECTION, SWEEP, WINDOW
@@ -181,8 +181,8 @@ def _swept(evidence: Evidence, selection: Selection) -> tuple[tuple[xr.Dataset, 
             known = {name, str(recorded.get(name, {}).get("selection"))}
             if not known & {selection.name, selection.expression}:
                 continue
-            if int(data["selected_pairs"].sel({SELECTION: name}).sum()) == 0:
-                lacking = unknown(f"No pair has {selection.rule}.", "another model, measured")
+            if (pairs := int(data["selected_pairs"].sel({SELECTION: name}).sum())) < LEAST_PAIRS:
+                lacking = too_few("Query and key", selection, pairs)
             elif data.sizes[WINDOW] < LEAST_WINDOWS:
                 why = f"{data.sizes[WINDOW]} windows give no interval; the least is {LEAST_WINDOWS}."
                 lacking = unknown(why, settles)

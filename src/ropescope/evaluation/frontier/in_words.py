@@ -64,7 +64,7 @@ def _finding(data: xr.Dataset, changes: xr.DataArray, plan: str) -> str:
     for other in _baselines(data, plan):
         words = comparison(changes.sel({PLAN: plan, OTHER: other}))
         theirs = changes.sel({PLAN: other, OTHER: STOCK, ESTIMATE: "value"})
-        parts.append(f"{words} {_method(data, other)} ({value_percent(float(theirs))})")
+        parts.append(f"{words} with {_method(data, other)} ({value_percent(float(theirs))})")
     return ", ".join(parts)
 
 

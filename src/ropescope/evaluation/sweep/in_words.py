@@ -31,8 +31,8 @@ def findings(data: xr.Dataset) -> list[str]:
     -------
     list of str
         "raises" or "lowers" where the interval excludes 0, "keeps ... within 1 %" where it lies inside that margin;
-        "more than", "less than" or, inside the margin, "about as much as" each control. Anything else cannot be said,
-        and the sentence says so.
+        and the perplexity with the selection is "higher than", "lower than" or, inside the margin, "about the same as"
+        with each control. Anything else cannot be said, and the sentence says so.
     """
     changes = change(data)
     return [_finding(data, changes, str(name)) for name in data[SELECTION].values]
@@ -53,8 +53,8 @@ def _finding(data: xr.Dataset, changes: xr.Dataset, name: str) -> str:
         other = before + float(changes["perplexity_change"].sel({**at, ARM: control, ESTIMATE: "value"}))
         if not math.isnan(other):
             compared = comparison(changes["nats_against"].sel({**at, CONTROL: control}))
-            parts.append(f"{compared} {CONTROLS[control]} ({other:.4g})")
-    few = f"; {data.sizes[WINDOW]} windows are too few for intervals" if data.sizes[WINDOW] < LEAST_WINDOWS else ""
+            parts.append(f"{compared} with {CONTROLS[control]} ({other:.4g})")
+    few = f"; fewer than {LEAST_WINDOWS} windows give no intervals" if data.sizes[WINDOW] < LEAST_WINDOWS else ""
     return ", ".join(parts) + few
 
 
@@ -71,10 +71,10 @@ def change_of(interval: xr.DataArray, before: float, after: float) -> str:
 
 
 def comparison(interval: xr.DataArray) -> str:
-    """What an interval of differences says of two changes."""
+    """What an interval of differences of log ratios says of the first perplexity against the other."""
     low, high = (float(interval.sel({ESTIMATE: end})) for end in ("low", "high"))
     if low > 0 or high < 0:
-        return "more than" if low > 0 else "less than"
+        return "higher than" if low > 0 else "lower than"
     if low > -MARGIN and high < MARGIN:
-        return "about as much as"
-    return "beside" if math.isnan(low) else "perhaps more, perhaps less than"
+        return "about the same as"
+    return "beside that" if math.isnan(low) else "perhaps higher, perhaps lower than"
