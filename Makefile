@@ -5,7 +5,7 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo -n)
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: setup browser demo test test-fast test-models lint format docs bench clean
+.PHONY: setup browser demo test test-fast test-models lint format docs gallery bench clean
 
 setup: .venv/ready
 
@@ -57,6 +57,11 @@ docs: .venv/docs
 .venv/docs: .venv/ready
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	touch $@
+
+# Three trained models through every command, and their pages under docs/models: hours, in parts that go on where they were.
+gallery: setup
+	$(BIN)/python tests/support/fetch_models.py
+	$(BIN)/python docs/_build/gallery.py
 
 bench: setup
 	$(BIN)/python benchmarks/measure.py

@@ -186,9 +186,10 @@ def test_without_evidence_no_claim_is_judged() -> None:
 
 
 class TestRules:
-    def test_an_effect_holds_beyond_the_bound_fails_below_what_counts_and_else_is_open(self) -> None:
+    def test_an_effect_holds_beyond_what_counts_fails_below_it_and_else_is_open(self) -> None:
         for low, high, verdict in [
-            (0.1, 1, HOLDS),
+            (0.3, 1, HOLDS),
+            (0.1, 1, CANNOT),
             (-1, -0.1, FAILS),
             (-1, 1, CANNOT),
             (-0.1, 0.1, FAILS),

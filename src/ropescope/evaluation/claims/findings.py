@@ -150,8 +150,8 @@ def above(
 ) -> Test:
     """A test that asks for more than a bound.
 
-    It holds where the interval lies above the bound, and fails where it lies below `bound + least`: under that an
-    effect does not deserve the word.
+    It holds where the interval lies above `bound + least`, and fails where it lies below: under that an effect does
+    not deserve the word.
 
     Parameters
     ----------
@@ -167,7 +167,7 @@ def above(
         The smallest effect that counts, at least 0.
     """
     value, low, high = (float(number) for number in estimate)
-    verdict = FAILS if high < bound + least else HOLDS if low > bound else CANNOT
+    verdict = FAILS if high < bound + least else HOLDS if low > bound + least else CANNOT
     asked = f"above {written(bound)}" + (f" by {written(least)} or more" if least else "")
     return _made(what, unit, (value, low, high), over, asked, _as_control(control, bound), verdict)
 
@@ -184,7 +184,7 @@ def below(
 ) -> Test:
     """A test that asks for less than a bound; as :func:`above`, mirrored."""
     value, low, high = (float(number) for number in estimate)
-    verdict = FAILS if low > bound - least else HOLDS if high < bound else CANNOT
+    verdict = FAILS if low > bound - least else HOLDS if high < bound - least else CANNOT
     asked = f"below {written(bound)}" + (f" by {written(least)} or more" if least else "")
     return _made(what, unit, (value, low, high), over, asked, _as_control(control, bound), verdict)
 

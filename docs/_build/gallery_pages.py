@@ -1,0 +1,235 @@
+"""The pages of the gallery, from the files that its steps have kept and from nothing else."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+import ropescope as rs
+from ropescope.base.axes import STREAMS
+from ropescope.base.selections import PAPER, SILENT
+from ropescope.base.statistics import ESTIMATES
+from ropescope.base.tables import Table
+from ropescope.evaluation.frontier.changes import bytes_share, compared, percent
+from ropescope.evaluation.frontier.in_words import findings as thin_findings
+from ropescope.evaluation.sweep.changes import change
+from ropescope.evaluation.sweep.in_words import findings as sweep_findings
+from ropescope.measurement.summary import counts
+
+# What is given to the claims.
+EVIDENCE = ("wikitext.nc", "c4.nc", "long.nc", "worth.nc", "sweep.nc", "tasks.nc", "look.nc")
+_PICTURES = {
+    "panel": ("wikitext-query-panel.png", "Three query heads: both entropies, importance and the norms"),
+    "overview": ("wikitext-query-overview.png", "Both entropies over layers and pairs"),
+    "importance": (
+        "wikitext-importance.png",
+        "Importance of every pair over its SpectrumFE, and what the best pairs hold",
+    ),
+    "sweep": ("sweep-curves.png", "Perplexity over alpha for bands, spectrum outliers and periodic pairs"),
+    "thin": ("thin-thin-curves.png", "Change of perplexity over the share of key bytes"),
+}
+_WRITTEN = (
+    "<!-- Written by `make gallery` from what its commands kept; change docs/_build/gallery_pages.py instead. -->"
+)
+
+
+def write_pages(models: dict[str, Path], docs: Path) -> None:
+    """A page and pictures of every model that was measured, and one of all; a part without its files is left out."""
+    measured = {title: folder for title, folder in models.items() if (folder / "wikitext.nc").exists()}
+    for title, folder in measured.items():
+        page = "\n\n".join([f"# {title}", _WRITTEN, *_parts(folder, docs)])
+        _write(docs / "models" / f"{folder.name}.md", page)
+    if measured:
+        _write(docs / "models" / "index.md", "\n\n".join(_side_by_side(measured)))
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"{text.rstrip()}\n", encoding="utf-8")
+    print(f"page: {path}")
+
+
+def _parts(folder: Path, docs: Path) -> Iterator[str]:
+    def picture(name: str) -> str:
+        file, words = _PICTURES[name]
+        if not (folder / "figures" / file).exists():
+            return ""
+        target = docs / "images" / f"{folder.name}-{name}.png"
+        shutil.copyfile(folder / "figures" / file, target)
+        return f"![{words}](../images/{target.name})"
+
+    files = {path.stem: path for path in folder.glob("*.nc")}
+    result = rs.load(files["wikitext"])
+    yield from _printed(folder, "inspect", "What turns, and how")
+    yield f"## Entropies\n\n{_setting(result)}\n\n```\n{rs.summary_text(result)}\n```"
+    yield from filter(None, (picture("panel"), picture("overview")))
+    if "worth" in files:
+        yield rs.importance_foretold(result, rs.load(files["worth"])).markdown()
+        yield picture("importance")
+    for name, title in (("sweep", "Pairs turned down"), ("derotated", "Pairs without their rotation")):
+        if name in files:
+            data = rs.load(files[name])
+            words = "\n".join(f"- {sentence}" for sentence in sweep_findings(data))
+            yield f"## {title}\n\n{_setting(data)}\n\n{words}\n\n{rs.sweep_table(data, format='markdown')}"
+            yield picture(name) if name == "sweep" else ""
+    if "tasks" in files:
+        yield f"## Tasks\n\n{rs.tasks_table(rs.load(files['tasks']), format='markdown')}"
+    if "thin" in files:
+        data = rs.load(files["thin"])
+        words = "\n".join(f"- {sentence}" for sentence in thin_findings(data))
+        yield f"## Thin keys\n\n{_setting(data)}\n\n{words}\n\n{rs.frontier_table(data, format='markdown')}"
+        yield picture("thin")
+    yield from _printed(folder, "same-places", "The same places on C4, and in windows of 8192 tokens?")
+    if all(Path(name).stem in files for name in EVIDENCE):
+        yield rs.claims([folder / name for name in EVIDENCE]).markdown()
+
+
+def _printed(folder: Path, step: str, title: str) -> Iterator[str]:
+    """What the command of a step printed."""
+    if (folder / f"{step}.txt").exists():
+        yield f"## {title}\n\n```\n{(folder / f'{step}.txt').read_text(encoding='utf-8').rstrip()}\n```"
+
+
+def _setting(data: xr.DataTree | xr.Dataset) -> str:
+    from ropescope.measurement.results import provenance
+
+    windows: dict[str, Any] = dict(provenance(data)).get("windows", {})
+    text = " ".join(Path(str(windows[part])).name for part in ("corpus", "split") if windows.get(part))
+    return f"{windows.get('windows')} windows of {windows.get('length')} tokens of {text}, float32."
+
+
+def _side_by_side(models: dict[str, Path]) -> Iterator[str]:
+    yield "# Three trained models side by side"
+    yield _WRITTEN
+    yield (
+        "Every number is of the page of its model, which says on what text it was measured. Brackets are 95 % intervals "
+        "over windows; a dash is what was not run."
+    )
+    rows = {
+        **{
+            f"{_word(name)}, % of {stream} pairs": _share(name, stream)
+            for name in (*PAPER, SILENT.name)
+            for stream in STREAMS
+        },
+        **{f"{stream} importance in bands, %": _held(stream) for stream in STREAMS},
+        **{
+            f"top tenth of {stream} pairs by {score}, AUC": _area(score, stream)
+            for score in ("-spectrum_fe", "norm_product")
+            for stream in STREAMS
+        },
+        **{f"perplexity without {_word(name)}, change in %": _turned_down(name) for name in PAPER},
+        **{
+            f"perplexity with keys of {plan}": _thin(plan)
+            for plan in ("latent 0.75", "latent 0.5", "latent 0.25", "drop 0.5")
+        },
+    }
+    entries = [[label, *(_entry(of, folder) for folder in models.values())] for label, of in rows.items()]
+    yield Table(["", *models], entries).markdown()
+    yield "## What is claimed, model by model"
+    yield (
+        "The claims of Oka and others were made of four larger models (Llama-4, Llama-3, Qwen3 and Gemma-2); a verdict "
+        "here speaks of the model in its column alone."
+    )
+    yield _verdicts(models)
+
+
+def _word(name: str) -> str:
+    return {**PAPER, SILENT.name: SILENT}[name].plural
+
+
+def _entry(of: Callable[[Path], str], folder: Path) -> str:
+    try:
+        return of(folder)
+    except FileNotFoundError:
+        return "-"
+
+
+def _opened(path: Path) -> Any:
+    if not path.exists():
+        raise FileNotFoundError(path)
+    return rs.load(path)
+
+
+def _share(name: str, stream: str) -> Callable[[Path], str]:
+    def of(folder: Path) -> str:
+        found = counts(_opened(folder / "wikitext.nc"), stream)
+        number = {"bands": found.bands, "spectrum-outliers": found.outliers, "periodic": found.periodic}.get(
+            name, found.silent
+        )
+        return f"{100 * number / found.pairs:.3g}"
+
+    return of
+
+
+@cache
+def _shares(folder: Path) -> xr.Dataset:
+    return rs.importance_shares(_opened(folder / "wikitext.nc"), _opened(folder / "worth.nc"))
+
+
+def _held(stream: str) -> Callable[[Path], str]:
+    def of(folder: Path) -> str:
+        found = _shares(folder)
+        return _interval(100 * found["importance"].sel(stream=stream, selection="bands"))
+
+    return of
+
+
+def _area(score: str, stream: str) -> Callable[[Path], str]:
+    def of(folder: Path) -> str:
+        found = _shares(folder)
+        return _interval(found["auc"].sel(stream=stream, score=score))
+
+    return of
+
+
+def _turned_down(name: str) -> Callable[[Path], str]:
+    def of(folder: Path) -> str:
+        data = _opened(folder / "sweep.nc")
+        if name not in data["selection"] or not int(data["selected_pairs"].sel(selection=name).sum()):
+            return "none"
+        found = change(data)["nats_change"].sel(selection=name, alpha=0, arm="selection")
+        return percent(np.expm1(_ends(found)))
+
+    return of
+
+
+def _thin(plan: str) -> Callable[[Path], str]:
+    def of(folder: Path) -> str:
+        data = _opened(folder / "thin.nc")
+        share = float(bytes_share(data).sel(plan=plan))
+        return f"{percent(_ends(compared(data).sel(plan=plan, other='stock')))} at {share:.1%}"
+
+    return of
+
+
+def _ends(found: xr.DataArray) -> np.ndarray:
+    return np.array([float(found.sel(estimate=end)) for end in ESTIMATES])
+
+
+def _interval(found: xr.DataArray) -> str:
+    value, low, high = _ends(found)
+    return f"{value:.3g} [{low:.3g}, {high:.3g}]"
+
+
+def _verdicts(models: dict[str, Path]) -> str:
+    found = {title: _judged(folder) for title, folder in models.items()}
+    known = next((verdicts for verdicts in found.values() if verdicts), None)
+    if known is None:
+        return "No claims were tested."
+    rows = [
+        [claim.statement, claim.source.short, *(each[claim.key].verdict if each else "-" for each in found.values())]
+        for claim, _ in known.findings
+    ]
+    return Table(["claim", "source", *models], rows, words=True).markdown()
+
+
+def _judged(folder: Path) -> rs.Verdicts | None:
+    if not all((folder / name).exists() for name in EVIDENCE):
+        return None
+    return rs.claims([folder / name for name in EVIDENCE])

@@ -1,0 +1,82 @@
+"""The gallery: its commands parse and feed each other, a call goes on where it was, pages say what files hold."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import ropescope as rs
+from checkout import ROOT
+from planted import RUN, importance, measurement, sweep
+from ropescope.cli import app
+from ropescope.evaluation.sweep.dataset import SWEEP
+from ropescope.evaluation.sweep.in_words import findings
+
+
+@pytest.fixture
+def gallery(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
+    monkeypatch.syspath_prepend(str(ROOT / "docs" / "_build"))
+    import gallery
+
+    monkeypatch.setattr(gallery, "FOLDER", tmp_path)
+    return gallery
+
+
+def test_every_step_is_a_command_on_what_earlier_steps_wrote(gallery: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "c4").mkdir()
+    (tmp_path / "c4" / "documents.jsonl").touch()
+    for texts in (gallery.Texts(), gallery.Texts.under(tmp_path)):
+        written: set[str] = set()
+        for name, arguments in gallery.steps("builtin", texts).items():
+            app.parse_args(arguments, exit_on_error=False, print_error=False)
+            made = [arguments[place + 1] for place, word in enumerate(arguments) if word in ("--output", "--look")]
+            assert {word for word in arguments if word.endswith(".nc")} - set(made) <= written, name
+            written |= set(made)
+    assert written >= {"wikitext.nc", "c4.nc", "long.nc", "worth.nc", "sweep.nc", "tasks.nc", "thin.nc", "look.nc"}
+
+
+def test_a_call_goes_on_where_the_last_one_ended(
+    gallery: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = gallery.Model("one", "One", "builtin")
+    monkeypatch.setattr(gallery, "steps", lambda *_: {"first": ["--version"], "second": ["measures"]})
+    with pytest.raises(SystemExit, match="one, second: ended with 2"):
+        gallery.run(one, gallery.Texts(), [])
+    kept = tmp_path / "one" / "first.txt"
+    assert kept.read_text().strip() == rs.__version__
+    assert sorted(path.name for path in kept.parent.iterdir()) == ["first.txt"]
+    monkeypatch.setattr(gallery, "steps", lambda *_: {"first": ["measures"], "second": ["--version"]})
+    gallery.run(one, gallery.Texts(), ["first"])
+    assert sorted(path.name for path in kept.parent.iterdir()) == ["first.txt"]
+    gallery.run(one, gallery.Texts(), [])
+    assert (tmp_path / "one" / "second.txt").exists()
+
+
+@pytest.mark.slow
+def test_pages_say_what_the_files_hold_and_leave_out_what_is_not_there(gallery: ModuleType, tmp_path: Path) -> None:
+    full, bare = tmp_path / "full", tmp_path / "bare"
+    (full / "figures").mkdir(parents=True)
+    bare.mkdir()
+    result, bands = measurement(RUN), sweep("bands", 1.0, 0.1)
+    for folder in (full, bare):
+        rs.save(result, folder / "wikitext.nc")
+    rs.save(importance(RUN, 50.0), full / "worth.nc")
+    SWEEP.save(bands, full / "sweep.nc")
+    sys.modules["gallery_pages"].write_pages({"Full": full, "Bare": bare, "None": tmp_path / "none"}, tmp_path / "docs")
+    pages = {path.stem: path.read_text() for path in (tmp_path / "docs" / "models").iterdir()}
+    assert set(pages) == {"full", "bare", "index"}
+    assert rs.summary_text(result) in pages["bare"] and "Does Frequency Entropy foretell" not in pages["bare"]
+    assert rs.importance_foretold(result, importance(RUN, 50.0)).markdown() in pages["full"]
+    lines = {line.split(" | ")[0]: line for line in pages["index"].splitlines()}
+    assert lines["| bands, % of query pairs"] == "| bands, % of query pairs | 25 | 25 |"
+    held = rs.importance_shares(result, importance(RUN, 50.0))["importance"].sel(stream="query", selection="bands")
+    assert f"| {100 * float(held[0]):.3g} [" in lines["| query importance in bands, %"]
+    assert lines["| query importance in bands, %"].endswith("| - |")
+    assert lines["| perplexity without bands, change in %"].startswith(
+        "| perplexity without bands, change in % | +171.8 % ["
+    )
+    assert lines["| perplexity without periodic pairs, change in %"].endswith("| none | - |")
+    assert all(sentence in pages["full"] for sentence in findings(bands))
