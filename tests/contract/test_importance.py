@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +19,14 @@ import ropescope as rs
 from architectures import ARCHITECTURES, LLAMA, LONGROPE, SMOLLM3, Architecture, state_of, tokens
 from ropescope.base.axes import HEAD_AXIS, STREAMS
 from ropescope.base.errors import InputError, ModelError, NonFiniteError, ResultError
-from ropescope.interventions.derotation import derotated
+from ropescope.interventions.derotation import turning_back
 from ropescope.interventions.masks import PairMask, labelled
-from ropescope.interventions.weighting import weighted_rope
+from ropescope.interventions.weighting import scaling
 from ropescope.measurement import importance as module
 from ropescope.measurement.importance import importance
 from ropescope.measurement.results import IMPORTANCE, load, provenance
-from ropescope.model.attention import AttentionCall, intercepted
+from ropescope.model.attention import AttentionCall, Handler, intercepted
+from ropescope.model.card import RotaryCard
 from ropescope.model.probing import probe
 from tiny import SIZES
 
@@ -50,9 +50,8 @@ def in_double(architecture: Architecture) -> PreTrainedModel:
     return model
 
 
-def no_mask(model: PreTrainedModel) -> PairMask:
+def no_mask(card: RotaryCard) -> PairMask:
     """A mask of a model without measuring it, nothing selected."""
-    card = probe(model)
     pairs = max(rotation.pairing.pairs for rotation in card.layers)
     arrays = {}
     for stream, axis in HEAD_AXIS.items():
@@ -82,14 +81,15 @@ def nats(model: PreTrainedModel, window: Tensor) -> float:
     return -float(likelihood.mean())
 
 
-def slope(
-    model: PreTrainedModel, window: Tensor, intervene: Callable[[float], AbstractContextManager[None]], step: float
-) -> float:
-    """Derivative at 0 from values on one side of it, to fourth order; a step that is exact in float32 suits weights."""
-    weights = (-25, 48, -36, 16, -3)
-    total = 0.0
-    for count, weight in enumerate(weights):
-        with intervene(count * step):
+def slope(model: PreTrainedModel, window: Tensor, plain: float, at: Callable[[float], Handler], step: float) -> float:
+    """Derivative at 0, where the loss is `plain`, from values on one side of it, to fourth order.
+
+    `at` gives what an intervention of a strength does, without its look at the model, which never changes here. A step
+    that is exact in float32 suits weights.
+    """
+    total = -25 * plain
+    for count, weight in enumerate((48, -36, 16, -3), start=1):
+        with intercepted(model, at(count * step)):
             total += weight * nats(model, window)
     return total / (12 * step)
 
@@ -107,13 +107,14 @@ def largest(values: np.ndarray) -> list[tuple[int, ...]]:
 def test_gradients_are_finite_differences_of_the_loss(architecture: Architecture) -> None:
     model = in_double(architecture)
     before = state_of(model)
-    result, none = importance(model, WINDOWS, draws=1), no_mask(model)
+    result, card = importance(model, WINDOWS, draws=1), probe(model)
     assert state_of(model) == before
+    none, plain = no_mask(card), nats(model, WINDOWS[0])
     for stream in STREAMS:
         values = result[stream].gradient.values[0]
         for place in largest(values):
             mask = one_pair(none, stream, place)
-            expected = slope(model, WINDOWS[0], lambda down, mask=mask: weighted_rope(model, mask, 1 - down), 2.0**-11)
+            expected = slope(model, WINDOWS[0], plain, lambda down, m=mask: scaling(card, m, 1 - down), 2.0**-11)
             assert -values[place] == pytest.approx(expected, rel=1e-4, abs=1e-8), (stream, place)
 
 
@@ -123,12 +124,13 @@ def test_gradients_are_finite_differences_of_the_loss(architecture: Architecture
 @pytest.mark.parametrize("architecture", [each for each in ARCHITECTURES if each is not LONGROPE], ids=str)
 def test_rotation_gradients_are_finite_differences_of_the_loss(architecture: Architecture) -> None:
     model = in_double(architecture)
-    result, none = importance(model, WINDOWS, draws=1), no_mask(model)
+    result, card = importance(model, WINDOWS, draws=1), probe(model)
+    none, plain = no_mask(card), nats(model, WINDOWS[0])
     for stream in STREAMS:
         values = result[stream].rotation_gradient.values[0]
         for place in largest(values):
             mask = one_pair(none, stream, place)
-            expected = slope(model, WINDOWS[0], lambda s, mask=mask: derotated(model, mask, strength=s), 2.0**-14)
+            expected = slope(model, WINDOWS[0], plain, lambda s, m=mask: turning_back(model, card, m, s), 2.0**-14)
             assert values[place] == pytest.approx(expected, rel=1e-4, abs=1e-8), (stream, place)
 
 

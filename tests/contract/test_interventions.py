@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -39,6 +39,7 @@ from matrix import every_architecture, left_padding
 from ropescope.base.axes import HEAD, KV_HEAD, LAYER, PAIR
 from ropescope.base.errors import InputError
 from ropescope.interventions.derotation import derotated
+from ropescope.interventions.fitting import looked_at_once
 from ropescope.interventions.masks import PairMask
 from ropescope.interventions.selection import select
 from ropescope.interventions.weighting import weighted_rope
@@ -46,7 +47,7 @@ from ropescope.measurement.measure import measure
 from ropescope.model.attention import AttentionCall, intercepted
 from ropescope.model.identity import model_provenance
 
-pytestmark = pytest.mark.usefixtures("one_thread", "no_gradients")
+pytestmark = pytest.mark.usefixtures("one_thread", "no_gradients", "shared_models_looked_at_once")
 
 MISTRAL = next(architecture for architecture in ARCHITECTURES if architecture.name == "mistral")
 GEMMA2 = next(architecture for architecture in ARCHITECTURES if architecture.name == "gemma2")
@@ -57,6 +58,16 @@ indifferent_to_padding = pytest.mark.parametrize(
     "architecture", [architecture for architecture in ARCHITECTURES if architecture is not LLAMA4], ids=str
 )
 rotating = pytest.mark.parametrize("architecture", ROTATING, ids=str)
+
+
+@pytest.fixture(scope="module")
+def shared_models_looked_at_once() -> Iterator[None]:
+    """Nothing changes a shared model, so it is compared with all masks at one look; under an intervention at others."""
+    with ExitStack() as looks:
+        for architecture in ARCHITECTURES:
+            looks.enter_context(looked_at_once(architecture.shared()))
+        yield
+
 
 Intervention = Callable[[PreTrainedModel, PairMask], AbstractContextManager[None]]
 Choice = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]

@@ -17,7 +17,7 @@ from transformers.models.gemma3 import modeling_gemma3
 from transformers.models.llama import modeling_llama
 
 from architectures import ARCHITECTURES, COHERE2, DEEPSEEK, GEMMA3, LLAMA, LLAMA4, Architecture, Expected, tokens
-from matrix import every_architecture, every_dtype
+from matrix import every_architecture, every_dtype, untouched
 from ropescope.analysis.places_in_words import where_bands_live
 from ropescope.base.errors import ProbeError
 from ropescope.display.report import render
@@ -56,20 +56,20 @@ def silenced(architecture: Architecture, kind: Silence, where: slice, dtype: tor
     return model
 
 
-def check_card(card: RotaryCard, untouched: RotaryCard, silent: dict[int, dict[str, Tensor]]) -> None:
-    for rotation, before in zip(card.layers, untouched.layers, strict=True):
+def check_card(card: RotaryCard, plain: RotaryCard, silent: dict[int, dict[str, Tensor]]) -> None:
+    for rotation, before in zip(card.layers, plain.layers, strict=True):
         assert rotation.same_rotation(before), (rotation, before)
         assert torch.equal(rotation.rotated, before.rotated)
         for stream, flags in silent[rotation.layer].items():
             assert torch.equal(rotation.silent[stream], flags)
-    assert str(card).startswith(f"{untouched}\nsilent (zero whatever the input): ")
+    assert str(card).startswith(f"{plain}\nsilent (zero whatever the input): ")
 
 
 @few_architectures
 @every_kind
 def test_a_layer_with_silent_pairs_is_read_as_without(architecture: Architecture, kind: Silence) -> None:
     model = silenced(architecture, kind, slice(-1, None), torch.float32)
-    check_card(probe(model), probe(architecture.shared()), zero_pairs(model, architecture, tokens()))
+    check_card(probe(model), untouched(architecture), zero_pairs(model, architecture, tokens()))
 
 
 def spread_out() -> list[Any]:
@@ -94,7 +94,7 @@ def test_silent_pairs_hide_nothing_in_any_architecture(
     silent = zero_pairs(model, architecture, tokens())
     if not any(flags.any() for streams in silent.values() for flags in streams.values()):
         pytest.skip("the layer takes its keys from another one")
-    check_card(probe(model), probe(architecture.shared(dtype)), silent)
+    check_card(probe(model), untouched(architecture, dtype), silent)
 
 
 # Silenced after the rotation, where nothing can be let through: other layers and the model's own frequencies tell
@@ -129,13 +129,13 @@ def test_other_layers_tell_the_rotation_of_pairs_that_one_layer_never_shows(
 ) -> None:
     if not known:
         monkeypatch.setattr(probing, "rotary_frequencies", lambda _decoder: iter(()))
-    untouched = probe(architecture.shared(dtype))
-    count = untouched.layers[0].pairing.pairs
+    plain = untouched(architecture, dtype) if known else probe(architecture.shared(dtype))
+    count = plain.layers[0].pairing.pairs
     silent = pairs_of(architecture, [pair % count for pair in pairs])
     module = importlib.import_module(type(architecture.shared()).__module__)
     silencing(module, {2: silent}, 4, monkeypatch)
     card = probe(architecture.shared(dtype))
-    for rotation, before in zip(card.layers, untouched.layers, strict=True):
+    for rotation, before in zip(card.layers, plain.layers, strict=True):
         assert rotation.same_rotation(before), (rotation, before)
         silent_pairs = [pair % count for pair in pairs] if rotation.layer == 2 else []
         for flags in rotation.silent.values():
@@ -143,20 +143,20 @@ def test_other_layers_tell_the_rotation_of_pairs_that_one_layer_never_shows(
 
 
 def test_a_layer_that_shows_nothing_rotates_as_all_others_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    untouched = probe(LLAMA.shared())
+    plain = untouched(LLAMA)
     silencing(modeling_llama, {1: list(range(16))}, 4, monkeypatch)
     card = probe(LLAMA.shared())
-    assert card.layers[1].same_rotation(untouched.layers[1])
+    assert card.layers[1].same_rotation(plain.layers[1])
     assert str(card) == (
-        f"{untouched}\nsilent (zero whatever the input): 32 of 128 query pairs, 16 of 64 key pairs\n"
+        f"{plain}\nsilent (zero whatever the input): 32 of 128 query pairs, 16 of 64 key pairs\n"
         "  layer 1: pairs 0-7 in all heads"
     )
 
 
 def test_the_models_own_frequencies_tell_what_no_layer_shows(monkeypatch: pytest.MonkeyPatch) -> None:
-    untouched = probe(LLAMA.shared())
+    plain = untouched(LLAMA)
     silencing(modeling_llama, {layer: [0, 8, 3, 11] for layer in range(4)}, 4, monkeypatch)
-    for rotation, before in zip(probe(LLAMA.shared()).layers, untouched.layers, strict=True):
+    for rotation, before in zip(probe(LLAMA.shared()).layers, plain.layers, strict=True):
         assert rotation.matched and rotation.same_rotation(before)
 
 
@@ -203,7 +203,7 @@ def test_what_bake_writes_at_alpha_zero_is_opened_by_everything(architecture: Ar
     model = architecture.build()
     mask = select(measure(model, tokens(1), frame_length=16, hop_length=8), selection)
     baked = bake(model, mask, 0.0)
-    assert str(probe(baked)).startswith(f"{probe(architecture.shared())}\nsilent (zero whatever the input): ")
+    assert str(probe(baked)).startswith(f"{untouched(architecture)}\nsilent (zero whatever the input): ")
     result = measure(baked, tokens(1), frame_length=16, hop_length=8)
     silent = select(result, "silent")
     for stream, chosen in mask.streams().items():
@@ -248,7 +248,7 @@ def check_as_untouched(architecture: Architecture, change: Any, dtype: torch.dty
     for layer in architecture.expected():
         change(model, layer)
         silence(model, layer, kind)
-    check_card(probe(model), probe(architecture.shared(dtype)), zero_pairs(model, architecture, tokens()))
+    check_card(probe(model), untouched(architecture, dtype), zero_pairs(model, architecture, tokens()))
 
 
 @pytest.mark.parametrize("architecture", [BIASED_LLAMA, COHERE2, GEMMA3], ids=str)

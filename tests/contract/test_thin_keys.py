@@ -27,7 +27,7 @@ from architectures import (
 from matrix import left_padding
 from ropescope.base.errors import InputError, ModelError
 from ropescope.compression.forms import Dropped
-from ropescope.compression.planning import plan_keys
+from ropescope.compression.planning import Planner, plan_keys, planner_of
 from ropescope.compression.plans import KeyPlan
 from ropescope.compression.sinks import Sinks
 from ropescope.compression.thinning import thin_keys
@@ -51,12 +51,16 @@ both_methods = pytest.mark.parametrize("method", ["latent", "drop"])
 
 
 @functools.cache
+def planner(architecture: Architecture, sinks: int) -> Planner:
+    return planner_of(architecture.shared(), tokens(8, 48, seed=5), metric="query", sinks=sinks)
+
+
+@functools.cache
 def plan_of(architecture: Architecture, method: str = "latent", keep: float = 0.6, sinks: int = 2) -> KeyPlan:
-    calibration = tokens(8, 48, seed=5)
     if method == "drop" and any(layer.size < layer.head_dim for layer in architecture.expected()):
         # What does not turn stays.
         keep = max(keep, 0.95)
-    return plan_keys(architecture.shared(), calibration, keep=keep, method=method, metric="query", sinks=sinks)
+    return planner(architecture, sinks).plan(keep, method)
 
 
 def change(logits: Tensor, other: Tensor) -> float:

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from ropescope.base.axes import KEY, QUERY
@@ -79,14 +80,19 @@ def frequencies(samples: Tensor, pairing: Pairing, places: Tensor) -> tuple[Tens
     """Least-squares angular frequency of every pair, rad/token, (pair,), and how far a phase is from its line."""
     turned = torch.complex(*split_pairs(samples, pairing))
     phase = (turned * turned[:, :1].conj()).sum(0).angle()
-    frequency = torch.zeros_like(phase[0])
-    unwrapped = torch.zeros_like(phase)
-    for row, place in enumerate(places.tolist()):
-        if place:
-            turns = ((frequency * place - phase[row]) / math.tau).round()
-            unwrapped[row] = phase[row] + math.tau * turns
-            frequency = unwrapped[row] / place
+    unwrapped = torch.from_numpy(_unwrapped(phase.numpy(), places.tolist()))
     frequency = (unwrapped * places[:, None]).sum(0) / places.double().square().sum()
     present = turned[:, 0].abs().square().mean(0) > 0
     off = (unwrapped - frequency * places[:, None])[:, present]
     return frequency, float(off.abs().max()) if off.numel() else 0.0
+
+
+def _unwrapped(phase: np.ndarray, places: list[int]) -> np.ndarray:
+    """Phases (place, pair) with the whole turns that the place before foretells; so many small steps suit NumPy."""
+    unwrapped, frequency = np.zeros_like(phase), np.zeros_like(phase[0])
+    for row, place in enumerate(places):
+        if place:
+            turns = np.rint((frequency * place - phase[row]) / math.tau)
+            unwrapped[row] = phase[row] + math.tau * turns
+            frequency = unwrapped[row] / place
+    return unwrapped

@@ -28,6 +28,7 @@ from ropescope.evaluation.sweep.dataset import (
     WINDOW,
     labelled,
 )
+from ropescope.interventions.fitting import looked_at_once
 from ropescope.interventions.masks import PairMask
 from ropescope.interventions.protocol import Intervention, intervention_name
 from ropescope.interventions.weighting import weighted_rope
@@ -129,10 +130,11 @@ def sweep(
     )
 
     def made(cells: Cells) -> xr.Dataset:
-        for mask in grid.masks():
-            with intervention(model, mask, 1.0):
-                pass
-        nats = _nats(grid, _judge(model, windows, intervention, stride, batch_size), cells)
+        with looked_at_once(model):
+            for mask in grid.masks():
+                with intervention(model, mask, 1.0):
+                    pass
+            nats = _nats(grid, _judge(model, windows, intervention, stride, batch_size), cells)
         return _dataset(grid, nats, np.full(len(windows), scored), provenance)
 
     return output.finished_or_made(Cells("sweep", "cell", workers, progress), made)
