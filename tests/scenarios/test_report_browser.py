@@ -75,6 +75,29 @@ CELL = """([id, x, y]) => {
 # A part out of sight is drawn when it is scrolled to.
 DRAWN = """(id) => [...Bokeh.index.roots].some((root) => document.getElementById(id).contains(root.el))"""
 
+# What the Tab key stops at, shadow trees included, and what each is called.
+TAB_STOPS = """() => {
+  const found = [];
+  const walk = (node) => {
+    for (const one of [...node.children, ...(node.shadowRoot?.children ?? [])]) {
+      const labelled = (one.getAttribute("aria-labelledby") ?? "").split(" ").map((id) => document.getElementById(id));
+      const words = [one.getAttribute("aria-label"), ...labelled.map((each) => each?.textContent)];
+      words.push(...[...(one.labels ?? [])].map((label) => label.textContent));
+      if (["A", "BUTTON", "SUMMARY"].includes(one.tagName)) words.push(one.textContent);
+      if (one.tabIndex >= 0 && one.checkVisibility()) found.push({ tag: one.tagName, name: words.join(" ") });
+      walk(one);
+    }
+  };
+  walk(document.body);
+  return found;
+}"""
+# Whether the picture of a chart for paper has any colour.
+INKED = """(id) => {
+  const canvas = document.getElementById(id).querySelector(".printed");
+  const data = canvas?.width ? canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data : [];
+  return data.some((value) => value > 0);
+}"""
+
 
 class Reader:
     """One open page, and all that it asked for and complained of."""
@@ -347,12 +370,125 @@ def test_everything_is_reached_by_tab_and_named(read, report):
     assert reader.page.locator("#pair").get_attribute("aria-live") == "polite"
 
 
-def test_sweeps_are_drawn_when_they_come_into_view(read, report):
+def test_every_place_that_tab_stops_at_has_a_name(read, report):
     reader = read(report)
-    curve = reader.page.locator("#sweep-0-0")
-    assert not curve.locator("canvas").count()
-    curve.scroll_into_view_if_needed()
-    reader.wait(lambda: curve.locator("canvas").count())
+    reader.page.locator("#values summary").scroll_into_view_if_needed()
+    reader.wait(lambda: reader.page.evaluate(DRAWN, "periods"))
+    stops = reader.page.evaluate(TAB_STOPS)
+    assert len(stops) > 15
+    assert [stop for stop in stops if not stop["name"].strip()] == []
+
+
+def test_the_map_of_lowest_heads_opens_the_head_it_shows(read, report, result):
+    reader = read(report)
+    reader.page.locator("#map").select_option("lowest")
+    lowest = mean_over_sequences(stream_data(result, "query")).spectrum_fe.sel(layer=1).fillna(9)
+    for pair in range(16):
+        head = int(lowest.sel(pair=pair).argmin("head"))
+        if head != 1:
+            break
+    reader.click("overview-map", pair, 1)
+    assert head != 1 and reader.text("head-title") == f"Layer 1, query head {head} (RoPE)"
+    reader.page.locator("#map").select_option("mean")
+    reader.click("overview-map", pair, 0)
+    assert reader.text("head-title") == f"Layer 0, query head {head} (RoPE)"
+
+
+def test_the_share_of_heads_is_drawn_up_to_its_highest(read, report, result):
+    reader = read(report)
+    reader.page.locator("#map").select_option("outlier")
+    reader.settle()
+    data = mean_over_sequences(stream_data(result, "query"))
+    share = ((data.spectrum_fe > 0.4) & data.mean_norm.notnull()).sum("head") / data.mean_norm.notnull().sum("head")
+    assert 0 < float(share.max()) < 1
+    assert reader.text("overview-scale").split("\n")[-1] == f"{100 * float(share.max()):.0f} %"
+
+
+def test_silent_pairs_are_counted_named_and_hatched(read, report, result):
+    reader = read(report)
+    silent = (mean_over_sequences(stream_data(result, "query")).mean_norm == 0).sum(("head", "pair")).values
+    assert silent.sum() == 1
+    assert "1 pair is silent" in reader.text("missing-note")
+    layer = int(silent.argmax())
+    place = np.argwhere((mean_over_sequences(stream_data(result, "query")).mean_norm == 0).values)[0]
+    reader.click("overview-map", int(place[2]), layer)
+    while f"head {place[1]} " not in reader.text("head-title"):
+        reader.press("[" if reader.page.locator("#next-head").is_disabled() else "]")
+    assert reader.text("pair").endswith("silent") and f"{silent[layer]} silent" in reader.text("heads-note")
+    assert (
+        reader.page.evaluate("""() => {
+      const { model } = [...Bokeh.index.roots].find((root) => document.getElementById("heads-map").contains(root.el));
+      const hatched = model.renderers.find((one) => one.glyph.hatch_pattern);
+      return [...hatched.data_source.data.x];
+    }""").count(int(place[2]))
+        == 1
+    )
+
+
+def test_another_result_can_stand_beside_on_the_same_scale(read, report):
+    reader = read(report)
+    assert not reader.page.locator("#beside-map").is_visible()
+    reader.page.locator("#beside").select_option("1")
+    reader.settle()
+    assert reader.text("overview-name") == "tiny" and reader.text("beside-name") == "other"
+    reader.click("beside-map", 4, 3)
+    assert reader.text("head-title").startswith("Layer 3") and "pair 4 ·" in reader.text("pair")
+    reader.settle()
+    again = read(report, reader.page.evaluate("location.hash"))
+    assert again.text("beside-name") == "other"
+
+
+def test_the_contents_lead_to_every_section_and_leave_the_view(read, report):
+    reader = read(report)
+    reader.click("overview-map", 3, 1)
+    before = reader.page.evaluate("location.hash")
+    reader.page.locator("#contents summary").click()
+    listed = reader.page.locator("#contents a").all_inner_texts()
+    headings = reader.page.locator("main > section > h2").all_inner_texts()
+    assert listed[0] == "Explorer" and set(listed[1:-1]) <= set(headings) and "A finding" in listed
+    reader.page.locator("#contents a", has_text="A finding").click()
+    reader.settle()
+    assert reader.page.locator("#section-0").evaluate("(section) => section.getBoundingClientRect().top") < 800
+    assert reader.page.evaluate("location.hash") == before
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_prints_whole_and_light_and_is_afterwards_as_before(read, report, scheme):
+    reader = read(report, color_scheme=scheme)
+    reader.wait(lambda: reader.page.evaluate(DRAWN, "sweep-0-0"))
+    reader.settle()
+    reader.page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    charts = [id for id in reader.page.evaluate("[...document.querySelectorAll('.plot')].map((one) => one.id)")]
+    charts.remove("beside-map")
+    blank = [id for id in charts if not reader.page.evaluate(INKED, id)]
+    assert len(charts) > 8 and blank == []
+    assert reader.page.evaluate("document.documentElement.dataset.theme") == "light"
+    assert reader.page.locator("details:not([open])").count() == 0
+    reader.page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert reader.page.evaluate("document.documentElement.dataset.theme") == scheme
+    assert not reader.page.locator(".printed").count() and not reader.page.locator("details[open]").count()
+
+
+def test_wide_tables_fold_on_a_phone(read, report):
+    reader = read(report, viewport={"width": 390, "height": 800})
+    table = reader.page.locator("#sweep-0 .fold").first
+    table.scroll_into_view_if_needed()
+    assert table.evaluate("(one) => one.scrollWidth <= one.clientWidth")
+    cell = table.locator("td").first
+    assert cell.get_attribute("data-label") == "pairs"
+    assert cell.evaluate("(one) => getComputedStyle(one, '::before').content") != "none"
+
+
+def test_sweeps_are_drawn_without_being_scrolled_to_and_controls_are_marks(read, report):
+    reader = read(report)
+    reader.wait(lambda: reader.page.evaluate(DRAWN, "sweep-0-0"))
+    glyphs = reader.page.evaluate("""() => {
+      const { model } = [...Bokeh.index.roots].find((root) => document.getElementById("sweep-0-0").contains(root.el));
+      return model.renderers.map((one) => [one.glyph.type, one.data_source.data.x?.length ?? 0]);
+    }""")
+    # three strengths of the selection as a line and its marks; controls at the two below 1
+    assert [length for kind, length in glyphs if kind == "Line"] == [3]
+    assert sorted(length for kind, length in glyphs if kind == "Scatter") == [2, 2, 3]
 
 
 def test_names_with_markup_stay_text_in_the_browser(read, tmp_path):

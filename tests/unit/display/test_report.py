@@ -226,7 +226,7 @@ def test_a_sweep_brings_its_words_curves_and_table(result):
     assert selection["pairs"] == 10 and selection["alphas"] == [0.0, 0.5, 1.0]
     assert selection["random_low"] == selection["random_mean"] == selection["random_high"]
     assert "bands (7 query, 3 key pairs): alpha 0" in text and "Turning pairs down: mine" in text
-    assert re.search(r'<th scope="row">bands</th><td>10</td><td>0.5</td>', text)
+    assert re.search(r'<th scope="row">bands</th><td data-label="pairs">10</td><td data-label="alpha">0.5</td>', text)
 
 
 def test_a_page_of_no_result_is_refused():

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 require("report", "writing the page")
 
 STYLES = ("page", "explorer", "sections")
-SCRIPTS = ("decode", "measurement", "state", "charts", "overview", "head", "details", "sweeps", "main")
+SCRIPTS = ("decode", "measurement", "state", "charts", "overview", "head", "details", "sweeps", "print", "main")
 
 
 def render(
@@ -69,14 +69,16 @@ def render(
         raise InputError("report got no measurement; give at least one file written by 'ropescope measure'")
     contents = [result_content(result, name, number) for number, (name, result) in enumerate(results.items())]
     swept = {name: sweep_content(data) for name, data in (sweeps or {}).items()}
+    turned_down = [(_sweep_section(name, data), swept[name]) for name, data in (sweeps or {}).items()]
     scripts = [_chart_library(), _explorer_script()]
     return _template().render(
         cards=[card(result, name) for name, result in results.items()],
         names=list(results),
         facts=page_content([facts for facts, _ in contents], list(swept.values())),
         packed=[part for _, parts in contents for part in parts],
-        sweeps=[(_sweep_section(name, data), swept[name]) for name, data in (sweeps or {}).items()],
+        sweeps=turned_down,
         sections=sections,
+        contents=_contents([section for section, _ in turned_down], sections),
         verdicts=verdicts,
         selections=list(PAPER.values()),
         citation=CITATION,
@@ -123,6 +125,13 @@ def _sweep_section(name: str, data: xr.Dataset) -> Section:
 
     table = replace(effect_table(data), title="Perplexity of every selection and strength, with 95 % intervals")
     return Section(f"Turning pairs down: {name}", tuple(findings(data)), (table,))
+
+
+def _contents(sweeps: Sequence[Section], sections: Sequence[Section]) -> list[tuple[str, str]]:
+    """Id and title of every part of the page."""
+    parts = {"sweep": sweeps, "section": sections}
+    listed = [(f"{kind}-{place}", each.title) for kind, of in parts.items() for place, each in enumerate(of)]
+    return [("explorer", "Explorer"), *listed, ("origin", "Model, provenance, how to cite")]
 
 
 def _text(name: str) -> str:

@@ -12,7 +12,8 @@ import xarray as xr
 
 from ropescope.analysis.heads import default_heads
 from ropescope.base.axes import BIN, HEAD_AXIS, HEAD_NAMES, LAYER, PAIR, POSITION, SEQUENCE, STREAM_NAMES, STREAMS
-from ropescope.base.selections import PAPER, SCALES, VARIABLE_LABELS, Selection
+from ropescope.base.counting import counted
+from ropescope.base.selections import PAPER, SCALES, SILENT, VARIABLE_LABELS, Selection
 from ropescope.display.report.encoding import (
     ABSENT,
     BYTE_MISSING,
@@ -151,6 +152,7 @@ def _stream_facts(result: xr.DataTree, stream: str) -> dict[str, Any]:
         "heads": data.sizes[HEAD_AXIS[stream]],
         "sequences": data.sizes[SEQUENCE],
         "bins": data.sizes[BIN],
+        "silent": SILENT.holds(mean_over_sequences(data)["mean_norm"]).sum((HEAD_AXIS[stream], PAIR)).values.tolist(),
         "start": _start(result, stream),
         "norms": _norm_facts(data, stream, layers),
     }
@@ -214,9 +216,11 @@ def _selection_content(data: xr.Dataset) -> dict[str, Any]:
     arms = [str(arm) for arm in perplexity[ARM].values]
     random = perplexity.isel({ARM: [place for place, arm in enumerate(arms) if arm.startswith(RANDOM)]})
     lowest = perplexity.isel({ARM: [place for place, arm in enumerate(arms) if arm == LOWEST_NORM]})
+    pairs = int(data["selected_pairs"].sum(STREAM))
     return {
         "name": str(data[SELECTION].values),
-        "pairs": int(data["selected_pairs"].sum(STREAM)),
+        "pairs": pairs,
+        "count": counted(pairs, "pair") if pairs else "no such pairs",
         "alphas": data[ALPHA].values.tolist(),
         "selected": _numbers(perplexity.sel({ARM: SELECTION})),
         "random_mean": _numbers(random.mean(ARM)),

@@ -4,6 +4,8 @@ const { Plotting, ColumnDataSource, LinearColorMapper, BoxAnnotation, Span, Fixe
 const { ndarray } = Bokeh.require("core/util/ndarray");
 const MARKS = { band: "circle", outlier: "triangle", periodic: "square" };
 const painted = [];
+// Views of the charts, by the element that holds each.
+const drawnCharts = new Map();
 const ticksShown = new Map();
 const pointer = { x: 0, y: 0 };
 
@@ -46,7 +48,11 @@ function makeFigure(id, { xLabel = "", yLabel = "", ...options }) {
   styleAxis(figure.below[0], xLabel);
   styleAxis(figure.left[0], yLabel);
   figure.grid.visible = false;
-  Plotting.show(figure, element(id));
+  Plotting.show(figure, element(id)).then((drawn) => {
+    drawnCharts.set(id, drawn);
+    // what a chart says stands beside it, and the maps take the keys: inside there is nothing to stop at
+    drawn.canvas_view.events_el.removeAttribute("tabindex");
+  });
   return figure;
 }
 
@@ -86,6 +92,15 @@ function makeImage(figure, palette, low, high) {
     setRange(figure.y_range, bottom, bottom + rows);
   };
   return { show, mapper };
+}
+
+// Cells that have a pair but no value.
+function makeHatching(figure) {
+  const source = makeSource("x", "y");
+  const cells = { x: field("x"), y: field("y"), width: 1, height: 1, source, line_color: null, hatch_scale: 6 };
+  const glyph = figure.rect({ ...cells, hatch_pattern: "right_diagonal_line", hatch_weight: 1.5 }).glyph;
+  paint(glyph, { fill_color: "nothing", hatch_color: "ink" });
+  return source;
 }
 
 function setRange(range, start, end) {

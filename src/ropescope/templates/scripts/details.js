@@ -112,11 +112,9 @@ function drawSpectrum() {
     [0.5 / frame, ...marked],
     ["const.", ...marked.map((frequency) => String(Math.round(1 / frequency)))],
   );
-  const strongest = [...y.keys()].slice(3).reduce((best, bin) => (y[bin] > y[best] ? bin : best), 2);
-  const period = formatTokens(frame / strongest);
   element("spectrum-note").textContent = Number.isNaN(y[0])
     ? "No pair of this head has a spectrum."
-    : `Mean over pairs and sequences. Constant part ${percent(y[0] + y[1])}; next most at ${period} tokens.`;
+    : `Mean over pairs and sequences. Constant part ${percent(y[0] + y[1])}.`;
 }
 
 function percent(share) {

@@ -51,6 +51,7 @@ function drawHeadings() {
   const layer = result.layers[state.layer],
     still = result.rotated[state.layer] ? "" : " (NoPE)";
   const counts = Object.keys(SELECTIONS).map((name) => `${countsOf(name)[state.layer]} ${SELECTIONS[name].name}`);
+  if (facts.silent[state.layer]) counts.push(`${facts.silent[state.layer]} silent`);
   element("heads-title").textContent =
     `Layer ${layer}${still}: ${ENTROPY_NAMES[state.entropy]} of its ${facts.head_name}s`;
   element("heads-note").textContent = `This layer: ${counts.join(", ")}, of ${layerPairs()} pairs.`;
@@ -144,8 +145,13 @@ function describePair(pair) {
   const values = ENTROPIES.map(
     (entropy) => `${ENTROPY_NAMES[entropy]} ${formatNumber(entropies[view.codes[entropy][at]])}`,
   );
+  if (isSilent(at)) held.push("silent");
   const said = [...values, ...(held.length ? [held.join(", ")] : [])];
-  return `${where} · ${wavelengthWords(state.layer, pair)}\n${said.join(" · ")}`;
+  return `${where} · ${wavelengthWords(view.result, state.layer, pair)}\n${said.join(" · ")}`;
+}
+
+function isSilent(at) {
+  return view.read?.mean_norm[at] === 0;
 }
 
 function pairFacts(pair) {
@@ -188,22 +194,25 @@ function drawTable() {
   const start = place(view, state.layer, state.head);
   const rows = Array.from({ length: view.pairs }, (_, pair) => {
     const values = ENTROPIES.map((entropy) => formatNumber(entropies[view.codes[entropy][start + pair]]));
-    const held = selectionsOf(view, state, start + pair)
-      .map((name) => SELECTIONS[name].name)
-      .join(", ");
+    const held = selectionsOf(view, state, start + pair).map((name) => SELECTIONS[name].name);
+    if (isSilent(start + pair)) held.push("silent");
     return [
       String(pair),
       formatTokens(view.result.wavelengths[state.layer][pair]),
       ...values,
       ...pairFacts(pair).map(([, text]) => text),
-      held,
+      held.join(", "),
     ];
   });
-  element("values-table").replaceChildren(tableRow("th", header), ...rows.map((entries) => tableRow("td", entries)));
+  const cells = rows.map((entries) => tableRow("td", entries, header));
+  element("values-table").replaceChildren(tableRow("th", header), ...cells);
 }
 
-function tableRow(tag, entries) {
+function tableRow(tag, entries, header = []) {
   const row = document.createElement("tr");
   row.append(...entries.map((text) => textElement(tag, text)));
+  header.forEach((label, place) => {
+    row.children[place].dataset.label = label;
+  });
   return row;
 }

@@ -2,13 +2,16 @@
 
 const THRESHOLDS = Object.keys(SELECTIONS);
 const STREAM = ["result", "stream"];
+const MAP = [...STREAM, "beside", "entropy", "map", "theme", ...THRESHOLDS];
 const HEAD = [...STREAM, "layer", "head"];
 // What draws, on which states it depends, and where: a part out of sight waits until it is scrolled to.
 const PARTS = [
-  { draw: drawOverview, needs: [...STREAM, "entropy", "map", "theme", ...THRESHOLDS], where: "overview-map" },
+  { draw: drawOverview, needs: MAP, where: "overview-map" },
   { draw: drawCounts, needs: [...STREAM, "entropy", ...THRESHOLDS] },
   { draw: drawBars, needs: [...STREAM, "entropy", ...THRESHOLDS], where: "overview-bars" },
   { draw: drawCursor, needs: [...STREAM, "layer", "pair"], where: "overview-map" },
+  { draw: drawBeside, needs: MAP, where: "beside-map" },
+  { draw: drawBesideCursor, needs: [...STREAM, "beside", "layer", "pair"], where: "beside-map" },
   { draw: drawHeadings, needs: [...HEAD, "entropy", ...THRESHOLDS] },
   { draw: drawHeads, needs: [...STREAM, "entropy", "layer", "theme", ...THRESHOLDS], where: "heads-map" },
   { draw: drawHeadsCursor, needs: [...HEAD, "pair"], where: "heads-map" },
@@ -23,16 +26,24 @@ const PARTS = [
   { draw: drawPeriods, needs: [...HEAD, "details"], where: "periods" },
   { draw: drawPeriodsCursor, needs: ["pair", "details"], where: "periods" },
   { draw: drawTable, needs: [...HEAD, "details", "table", ...THRESHOLDS], where: "values" },
-];
+].filter(({ where }) => !where || element(where));
 const DETAILED = ["norms", "spectrum", "periods", "values"];
+const SIDEWAYS = { ArrowLeft: ["pair", -1], ArrowRight: ["pair", 1] };
+const OVER_LAYERS = { ...SIDEWAYS, ArrowUp: ["layer", 1], ArrowDown: ["layer", -1] };
 const ARROWS = {
-  "overview-map": { ArrowLeft: ["pair", -1], ArrowRight: ["pair", 1], ArrowUp: ["layer", 1], ArrowDown: ["layer", -1] },
-  "heads-map": { ArrowLeft: ["pair", -1], ArrowRight: ["pair", 1], ArrowUp: ["head", 1], ArrowDown: ["head", -1] },
+  "overview-map": OVER_LAYERS,
+  "beside-map": OVER_LAYERS,
+  "heads-map": { ...SIDEWAYS, ArrowUp: ["head", 1], ArrowDown: ["head", -1] },
 };
 const PAGE_KEYS = { PageUp: ["head", 1], PageDown: ["head", -1] };
 const HEAD_KEYS = { "[": ["head", -1], "]": ["head", 1] };
+// Milliseconds without a change before charts out of sight are drawn, and between two of them.
+const [REST, STEP] = [400, 30];
 const inSight = new Set();
+let resting = null;
 let view = null;
+// The result whose map stands beside, if one does.
+let beside = null;
 
 function choose(changes, asStep = true) {
   const next = settled({ ...state, ...changes });
@@ -46,9 +57,11 @@ async function show() {
   state = settled(state);
   const wanted = state;
   const data = await loadStream(wanted.result, wanted.stream);
+  const other = wanted.beside < 0 ? null : await loadStream(wanted.beside, wanted.stream);
   if (wanted !== state) return;
   const first = view === null;
   view = data;
+  beside = other;
   state.head = nearestHead(view, state.layer, state.head);
   applyTheme();
   writeControls();
@@ -61,15 +74,41 @@ async function show() {
   if (!view.read) await loadDetails(view).then(drawParts);
 }
 
+// What is out of sight, one chart at a time once nobody does anything: a chart that is begun as the page goes to the
+// printer comes too late for it.
+function drawNext() {
+  const stale = PARTS.find((part) => isReady(part, true) && isStale(part));
+  if (stale) drawPart(stale);
+  if (stale || drawNextSweep()) rest(STEP);
+}
+
+function rest(time) {
+  clearTimeout(resting);
+  resting = setTimeout(drawNext, time);
+}
+
 function drawParts() {
   if (view.name !== `${state.result}-${state.stream}`) return;
-  const now = { ...state, theme: isDark(), details: Boolean(view.read), table: element("values").open };
-  for (const part of PARTS) {
-    const ready = !part.where || (inSight.has(part.where) && (now.details || !DETAILED.includes(part.where)));
-    if (!ready || part.needs.every((name) => part.drawn?.[name] === now[name])) continue;
-    part.drawn = now;
-    part.draw();
-  }
+  for (const part of PARTS) if (isReady(part, printing) && isStale(part)) drawPart(part);
+  rest(REST);
+}
+
+function isReady({ where }, everywhere) {
+  return !where || ((everywhere || inSight.has(where)) && (view.read || !DETAILED.includes(where)));
+}
+
+function isStale({ needs, drawn }) {
+  const now = drawnStates();
+  return !needs.every((name) => drawn?.[name] === now[name]);
+}
+
+function drawPart(part) {
+  part.drawn = drawnStates();
+  part.draw();
+}
+
+function drawnStates() {
+  return { ...state, theme: isDark(), details: Boolean(view.read), table: element("values").open };
 }
 
 function watchSight() {
@@ -90,11 +129,6 @@ function watchSight() {
 function isNear(target) {
   const { top, bottom } = target.getBoundingClientRect();
   return bottom > -60 && top < innerHeight + 60;
-}
-
-function drawAll() {
-  PARTS.forEach(({ where }) => where && inSight.add(where));
-  drawParts();
 }
 
 function nextPaint() {
@@ -122,7 +156,13 @@ function writeControls() {
     document.querySelector(`[name=${name}][value=${state[name]}]`).checked = true;
   element("map").value = state.map;
   for (const name of THRESHOLDS) element(name).value = state[name];
-  if (element("result")) element("result").value = state.result;
+  if (element("result")) {
+    element("result").value = state.result;
+    element("beside").value = state.beside;
+    element("beside-part").hidden = element("overview-name").hidden = state.beside < 0;
+    element("beside-name").textContent = page.results[state.beside]?.name ?? "";
+    element("explorer").classList.toggle("compared", state.beside >= 0);
+  }
   document.querySelectorAll("[data-result]").forEach((part) => {
     part.hidden = Number(part.dataset.result) !== state.result;
   });
@@ -131,7 +171,7 @@ function writeControls() {
 const darkByDefault = matchMedia("(prefers-color-scheme: dark)");
 
 function isDark() {
-  return state.theme === "dark" || (state.theme === "auto" && darkByDefault.matches);
+  return !printing && (state.theme === "dark" || (state.theme === "auto" && darkByDefault.matches));
 }
 
 function applyTheme() {
@@ -145,6 +185,7 @@ function applyTheme() {
 function changeControl({ target }) {
   if (target.name === "stream") changeStream(target.value);
   if (target.name === "entropy") changeEntropy(target.value);
+  if (target.id === "beside") choose({ beside: Number(target.value) });
   if (target.id === "map") choose({ map: target.value, entropy: SELECTIONS[target.value]?.entropy ?? state.entropy });
 }
 
@@ -203,7 +244,7 @@ function listen() {
       choose({ [name]: onGrid(target.value, state[name]) }, false),
     );
   for (const id in ARROWS)
-    element(id).addEventListener("keydown", (event) => pressKey(event, { ...ARROWS[id], ...PAGE_KEYS }));
+    element(id)?.addEventListener("keydown", (event) => pressKey(event, { ...ARROWS[id], ...PAGE_KEYS }));
   document.addEventListener("keydown", (event) =>
     pressKey(event, event.target.closest("select, [type=text]") ? {} : HEAD_KEYS),
   );
@@ -214,13 +255,20 @@ function listen() {
   element("copy-link").addEventListener("click", copyLink);
   element("copy-citation").addEventListener("click", copyCitation);
   element("values").addEventListener("toggle", drawParts);
-  addEventListener("beforeprint", drawAll);
-  document.querySelector("[data-skip]").addEventListener("click", (event) => {
-    event.preventDefault();
-    element("overview-map").focus();
-  });
+  addEventListener("beforeprint", beforePrint);
+  addEventListener("afterprint", afterPrint);
+  document.querySelectorAll("[data-skip], .contents a").forEach((link) => link.addEventListener("click", goTo));
   darkByDefault.addEventListener("change", show);
   addEventListener("popstate", openAddress);
+}
+
+// Without the address, which holds the view.
+function goTo(event) {
+  const target = element(event.currentTarget.hash.slice(1));
+  event.preventDefault();
+  element("contents").open = false;
+  target.scrollIntoView();
+  target.focus({ preventScroll: true });
 }
 
 function openAddress() {

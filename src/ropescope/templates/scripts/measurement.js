@@ -113,6 +113,28 @@ function lowestOf(codes, first, end, stride) {
   return entropies[lowest];
 }
 
+// The head whose value the map of lowest heads shows; none where no head has one.
+function headOfLowest(data, entropy, layer, pair) {
+  const codes = Array.from({ length: data.heads }, (_, head) => data.codes[entropy][place(data, layer, head, pair)]);
+  const lowest = Math.min(...codes);
+  return lowest < undefinedCode ? codes.indexOf(lowest) : null;
+}
+
+// Cells of layers and pairs where heads have the pair, and none of them a value.
+function undefinedCells(data, entropy) {
+  data.undefinedCells ??= {};
+  data.undefinedCells[entropy] ??= (() => {
+    const least = overHeads(data, entropy, (codes, first, end, stride) => {
+      let lowest = absent;
+      for (let i = first; i < end; i += stride) lowest = Math.min(lowest, codes[i]);
+      return lowest;
+    });
+    const cells = [...least.keys()].filter((cell) => least[cell] === undefinedCode);
+    return { x: cells.map((cell) => cell % data.pairs), y: cells.map((cell) => Math.floor(cell / data.pairs)) };
+  })();
+  return data.undefinedCells[entropy];
+}
+
 function shareOf(selection, limit) {
   return (codes, first, end, stride) => {
     let held = 0,

@@ -7,12 +7,13 @@ const MAP_TITLES = {
   ...Object.fromEntries(page.selections.map(({ key, sign }) => [key, () => `share of heads ${sign} ${state[key]}`])),
 };
 const FADE = 0.45;
-const overview = once(makeOverview);
+const overview = once(() => makeOverview("overview-map", () => view));
+const besideMap = once(() => makeOverview("beside-map", () => beside));
 const bars = once(makeBars);
 const headsMap = once(makeHeadsMap);
 
-function makeOverview() {
-  const figure = makeFigure("overview-map", {
+function makeOverview(id, shown) {
+  const figure = makeFigure(id, {
     height: 400,
     x_range: [-0.5, 1],
     y_range: [-0.5, 1],
@@ -22,7 +23,8 @@ function makeOverview() {
   });
   const wavelengths = addWavelengthAxis(figure);
   const image = makeImage(figure, page.palettes.viridis, 0, 1);
-  const still = makeSource("x", "y");
+  const still = makeSource("x", "y"),
+    hatched = makeHatching(figure);
   paint(
     figure.scatter(field("x"), field("y"), {
       source: still,
@@ -33,11 +35,22 @@ function makeOverview() {
     }).glyph,
     { fill_color: "ink" },
   );
-  onPoint(figure, describeOverview, (x, y) => {
-    element("overview-map").focus({ preventScroll: true });
-    choose({ layer: clamp(y, view.layers), pair: clamp(x, view.pairs) });
-  });
-  return { figure, image, wavelengths, still, cursor: makeCellCursor(figure) };
+  onPoint(
+    figure,
+    (x, y) => describeOverview(shown(), x, y),
+    (x, y) => {
+      element(id).focus({ preventScroll: true });
+      chooseCell(clamp(y, shown().layers), clamp(x, shown().pairs));
+    },
+  );
+  return { figure, image, wavelengths, still, hatched, cursor: makeCellCursor(figure) };
+}
+
+// The map of lowest heads opens the head that it shows.
+function chooseCell(layer, pair) {
+  const known = layer < view.layers && pair < view.pairs;
+  const head = known && state.map === "lowest" ? headOfLowest(view, state.entropy, layer, pair) : null;
+  choose({ layer, pair, ...(head === null ? {} : { head }) });
 }
 
 function makeBars() {
@@ -81,12 +94,13 @@ function makeHeadsMap() {
     yLabel: "head",
     min_border_left: 46,
   });
-  const image = makeImage(figure, page.palettes.viridis, 0, 1);
+  const image = makeImage(figure, page.palettes.viridis, 0, 1),
+    hatched = makeHatching(figure);
   onPoint(figure, describeHeads, (x, y) => {
     element("heads-map").focus({ preventScroll: true });
     choose({ head: clamp(y, view.heads), pair: clamp(x, view.pairs) });
   });
-  return { figure, image, cursor: makeCellCursor(figure) };
+  return { figure, image, hatched, cursor: makeCellCursor(figure) };
 }
 
 function clamp(value, count) {
@@ -94,24 +108,55 @@ function clamp(value, count) {
 }
 
 function drawOverview() {
-  const { result, layers, pairs } = view;
-  const shares = state.map in SELECTIONS;
-  const [low, high] = shares ? [0, 1] : page.scales[state.entropy];
-  const palette = shares ? page.palettes.cividis : fadedPalette(state.entropy);
-  overview().image.mapper.setv({ palette, low, high });
-  overview().image.show(overviewValues(view, state), layers, pairs);
-  const still = result.rotated.flatMap((rotated, layer) => (rotated ? [] : [layer]));
-  overview().still.data = { x: still.map(() => pairs + 0.3), y: still };
-  if (still.length) setRange(overview().figure.x_range, -0.5, pairs + 1);
-  overview().wavelengths(result.wavelengths[Math.max(0, result.rotated.indexOf(true))]);
-  setTicks(overview().figure.left[0], ...layerTicks(result.layers));
-  drawScale(palette, low, high);
-  const sequences = view.facts.sequences > 1 ? `, mean over ${view.facts.sequences} sequences` : "";
+  const scale = mapScale();
+  drawMap(overview(), view, scale);
+  drawScale(scale);
   element("overview-title").textContent =
     `${ENTROPY_NAMES[state.entropy]} of ${view.facts.name}, ${MAP_TITLES[state.map]()}`;
-  const note = shares ? "Bright: many heads" : "Full colour: selected by a threshold; pale: between";
-  element("overview-note").textContent =
-    `${note}${sequences}${still.length ? ". ◂ layers without rotation (NoPE)" : ""}.`;
+  element("overview-name").textContent = view.result.name;
+  const sequences = view.facts.sequences > 1 ? `, mean over ${view.facts.sequences} sequences` : "";
+  const note = state.map in SELECTIONS ? "Bright: many heads" : "Full colour: selected by a threshold; pale: between";
+  const still = view.result.rotated.includes(false) ? ". ◂ layers without rotation (NoPE)" : "";
+  element("overview-note").textContent = `${note}${sequences}${still}.`;
+  drawMissing();
+}
+
+function drawBeside() {
+  if (beside) drawMap(besideMap(), beside, mapScale());
+}
+
+function drawMap({ figure, image, wavelengths, still, hatched }, data, { palette, low, high }) {
+  const { result, layers, pairs } = data;
+  image.mapper.setv({ palette, low, high });
+  image.show(overviewValues(data, state), layers, pairs);
+  hatched.data = undefinedCells(data, state.entropy);
+  const stills = result.rotated.flatMap((rotated, layer) => (rotated ? [] : [layer]));
+  still.data = { x: stills.map(() => pairs + 0.3), y: stills };
+  if (stills.length) setRange(figure.x_range, -0.5, pairs + 1);
+  wavelengths(result.wavelengths[Math.max(0, result.rotated.indexOf(true))]);
+  setTicks(figure.left[0], ...layerTicks(result.layers));
+}
+
+// Of an entropy that of every page; of a share up to the largest that is drawn.
+function mapScale() {
+  if (state.map in SELECTIONS) {
+    const drawn = [view, beside].flatMap((data) => (data ? [...overviewValues(data, state)] : []));
+    const high = Math.max(...drawn.filter((share) => share > 0), 0) || 1;
+    return { palette: page.palettes.cividis, low: 0, high, words: (share) => `${Math.round(100 * share)} %` };
+  }
+  const [low, high] = page.scales[state.entropy];
+  return { palette: fadedPalette(state.entropy), low, high, words: (value) => value.toFixed(1) };
+}
+
+function drawMissing() {
+  const silent = view.facts.silent.reduce((sum, count) => sum + count, 0);
+  const hatched = undefinedCells(view, state.entropy).x.length > 0;
+  const count = silent === 1 ? "1 pair is" : `${silent.toLocaleString("en")} pairs are`;
+  const parts = [];
+  if (hatched) parts.push("Hatched: no head has a value there, its norm being always 0 (silent) or flat");
+  if (silent) parts.push(`${count} silent and in no selection`);
+  element("missing-note").hidden = !parts.length;
+  element("missing-note").textContent = `${parts.join(". ")}.`;
 }
 
 function layerTicks(layers) {
@@ -144,12 +189,12 @@ function blend(own, pale) {
   return `#${mixed.map((value) => value.toString(16).padStart(2, "0")).join("")}`;
 }
 
-function drawScale(palette, low, high) {
+function drawScale({ palette, low, high, words }) {
   const [first, bar, last] = element("overview-scale").children;
   const stops = palette.filter((_, i) => i % 4 === 0);
   bar.style.background = `linear-gradient(to right, ${stops.join(",")})`;
-  first.textContent = low.toFixed(1);
-  last.textContent = high.toFixed(1);
+  first.textContent = words(low);
+  last.textContent = words(high);
 }
 
 function drawCounts() {
@@ -200,6 +245,11 @@ function drawHeads() {
     view.heads,
     view.pairs,
   );
+  const missing = [...codes.keys()].filter((cell) => codes[cell] === undefinedCode);
+  headsMap().hatched.data = {
+    x: missing.map((cell) => cell % view.pairs),
+    y: missing.map((cell) => Math.floor(cell / view.pairs)),
+  };
   setTicks(headsMap().figure.left[0], ...layerTicks(Array.from({ length: view.heads }, (_, i) => i)));
 }
 
@@ -207,17 +257,23 @@ function drawCursor() {
   overview().cursor(state.pair, state.layer);
 }
 
+function drawBesideCursor() {
+  if (beside) besideMap().cursor(state.pair, state.layer);
+}
+
 function drawHeadsCursor() {
   headsMap().cursor(state.pair, state.head);
 }
 
-function describeOverview(x, y) {
-  if (x < -0.5 || y < -0.5 || x > view.pairs - 0.5 || y > view.layers - 0.5) return "";
-  const layer = clamp(y, view.layers),
-    pair = clamp(x, view.pairs);
-  const value = overviewValues(view, state)[layer * view.pairs + pair];
-  const where = `layer ${view.result.layers[layer]} · pair ${pair} · ${wavelengthWords(layer, pair)}`;
-  return `${where}\n${MAP_TITLES[state.map]()}: ${formatNumber(value)}`;
+function describeOverview(data, x, y) {
+  if (x < -0.5 || y < -0.5 || x > data.pairs - 0.5 || y > data.layers - 0.5) return "";
+  const layer = clamp(y, data.layers),
+    pair = clamp(x, data.pairs);
+  const value = overviewValues(data, state)[layer * data.pairs + pair];
+  const where = `layer ${data.result.layers[layer]} · pair ${pair} · ${wavelengthWords(data.result, layer, pair)}`;
+  const head = state.map === "lowest" ? headOfLowest(data, state.entropy, layer, pair) : null;
+  const said = state.map in SELECTIONS && !Number.isNaN(value) ? percent(value) : formatNumber(value);
+  return `${where}\n${MAP_TITLES[state.map]()}${head === null ? "" : `, head ${head}`}: ${said}`;
 }
 
 function describeHeads(x, y) {
@@ -225,12 +281,12 @@ function describeHeads(x, y) {
   const head = clamp(y, view.heads),
     pair = clamp(x, view.pairs);
   const value = entropies[view.codes[state.entropy][place(view, state.layer, head, pair)]];
-  const where = `head ${head} · pair ${pair} · ${wavelengthWords(state.layer, pair)}`;
+  const where = `head ${head} · pair ${pair} · ${wavelengthWords(view.result, state.layer, pair)}`;
   return `${where}\n${ENTROPY_NAMES[state.entropy]} ${formatNumber(value)}`;
 }
 
-function wavelengthWords(layer, pair) {
-  const tokens = view.result.wavelengths[layer][pair];
+function wavelengthWords(result, layer, pair) {
+  const tokens = result.wavelengths[layer][pair];
   if (tokens === page.unknown) return "silent, wavelength not known";
   return tokens === null ? "no rotation" : `wavelength ${formatTokens(tokens)} tokens`;
 }

@@ -13,7 +13,8 @@ let pending = null;
 function defaultState(result = 0, stream = "query") {
   const [layer, head, pair] = page.results[result].streams[stream].start;
   const thresholds = Object.fromEntries(page.selections.map((one) => [one.key, one.threshold]));
-  return { result, stream, entropy: "spectrum_fe", map: "mean", layer, head, pair, theme: "auto", ...thresholds };
+  const start = { result, beside: -1, stream, layer, head, pair };
+  return { ...start, entropy: "spectrum_fe", map: "mean", theme: "auto", ...thresholds };
 }
 
 // A state that the page can show, whatever the address says.
@@ -22,6 +23,7 @@ function readState(hash) {
   const stream = CHOICES.stream.includes(given.stream) ? given.stream : "query";
   const read = defaultState(whole(given.result, page.results.length, 0), stream);
   for (const name in CHOICES) if (CHOICES[name].includes(given[name])) read[name] = given[name];
+  read.beside = whole(given.beside, page.results.length, -1);
   const result = page.results[read.result];
   const layer = result.layers.indexOf(whole(given.layer, Infinity, -1));
   if (layer >= 0) read.layer = layer;

@@ -1,38 +1,39 @@
-// Perplexity over alpha, a chart for each selection; drawn when it comes into view.
+// Perplexity over alpha, a chart for each selection; drawn when it comes into view, or when nothing else is to be done.
 
+const waitingSweeps = new Map(
+  page.sweeps
+    .flatMap((selections, number) => selections.map((data, place) => [`sweep-${number}-${place}`, data]))
+    .filter(([, data]) => data.pairs),
+);
 const watcher = new IntersectionObserver(
-  (entries) =>
-    entries
-      .filter((entry) => entry.isIntersecting)
-      .forEach(({ target }) => {
-        watcher.unobserve(target);
-        drawSweep(target.id, ...target.id.split("-").slice(1).map(Number));
-      }),
+  (entries) => entries.filter((entry) => entry.isIntersecting).forEach(({ target }) => drawSweep(target.id)),
   { rootMargin: "300px" },
 );
 
-page.sweeps.forEach((selections, number) =>
-  selections.forEach((_, place) => watcher.observe(element(`sweep-${number}-${place}`))),
-);
+for (const id of waitingSweeps.keys()) watcher.observe(element(id));
 
-function drawSweep(id, number, place) {
-  const data = page.sweeps[number][place];
+function drawNextSweep() {
+  const [id] = waitingSweeps.keys();
+  if (id) drawSweep(id);
+  return Boolean(id);
+}
+
+function drawSweep(id) {
+  const data = waitingSweeps.get(id);
+  watcher.unobserve(element(id));
+  if (!waitingSweeps.delete(id)) return;
   const figure = makeFigure(id, {
     height: 260,
     y_axis_type: "log",
     x_range: [-0.03, 1.03],
     y_range: sweepRange(data),
     xLabel: "alpha",
-    yLabel: place ? "" : "perplexity",
+    yLabel: "perplexity",
     min_border_left: 56,
   });
-  const low = points(data, "random_low"),
-    high = points(data, "random_high");
-  paint(figure.varea({ x: low.x, y1: low.y, y2: high.y, fill_alpha: 0.25 }).glyph, { fill_color: "muted" });
-  addLine(figure, points(data, "random_mean"), "muted", { line_width: 1.2 });
-  addLine(figure, points(data, "lowest_norm"), "outlier", { line_width: 1.4, line_dash: "dashed" });
+  addControls(figure, data);
   const { x, y } = points(data, "selected");
-  addLine(figure, { x, y }, "band", { line_width: 1.8 });
+  paint(figure.line(x, y, { line_width: 1.8 }).glyph, { line_color: "band" });
   paint(figure.scatter(x, y, { size: 7, line_color: null }).glyph, { fill_color: "band" });
   figure.ygrid.visible = true;
   figure.center.forEach((grid) => paint(grid, { grid_line_color: "line" }));
@@ -49,12 +50,21 @@ function sweepRange(data) {
   return [middle / reach, middle * reach];
 }
 
-function addLine(figure, { x, y }, colourName, options) {
-  paint(figure.line(x, y, options).glyph, { line_color: colourName });
+// Marks where controls were judged; at 1 they are the model as it stands.
+function addControls(figure, data) {
+  const [mean, low, high, lowest] = ["random_mean", "random_low", "random_high", "lowest_norm"].map((name) =>
+    points(data, name, (alpha) => alpha < 1),
+  );
+  const bars = figure.segment(low.x, low.y, high.x, high.y, { line_width: 1.6 });
+  paint(bars.glyph, { line_color: "muted" });
+  const squares = figure.scatter(mean.x, mean.y, { marker: "square", size: 8, line_color: null });
+  paint(squares.glyph, { fill_color: "muted" });
+  const triangles = { marker: "inverted_triangle", size: 9, fill_color: null, line_width: 1.6 };
+  paint(figure.scatter(lowest.x, lowest.y, triangles).glyph, { line_color: "outlier" });
 }
 
-function points(data, name) {
-  const places = [...data.alphas.keys()].filter((place) => data[name][place] !== null);
+function points(data, name, wanted = () => true) {
+  const places = [...data.alphas.keys()].filter((place) => data[name][place] !== null && wanted(data.alphas[place]));
   return { x: places.map((place) => data.alphas[place]), y: places.map((place) => data[name][place]) };
 }
 
