@@ -56,15 +56,16 @@ def hooks_and_scipy(model: Any, windows: torch.Tensor) -> None:
 WAYS = {"forward": forward, "measure": rs.measure, "hooks+scipy": hooks_and_scipy}
 
 
-def compare(device: str, length: int, rounds: int, ways: list[str]) -> None:
+def compare(device: str, count: int, length: int, rounds: int, ways: list[str]) -> None:
     model = load(device)
-    windows = random_windows(model, 1, length)
+    windows = random_windows(model, count, length)
     for way in ("forward", "measure"):
-        WAYS[way](model, windows)
+        WAYS[way](model, windows[:1])
     times = [{way: seconds(partial(WAYS[way], model, windows)) for way in ways} for _ in range(rounds)]
     del model
     base = peak_mb(__file__, device, "forward", 1, length)
-    print(f"\n{length} tokens, {rounds} rounds; bare forward {statistics.median(t['forward'] for t in times):.2f} s")
+    bare = statistics.median(each["forward"] for each in times)
+    print(f"\n{count} windows of {length} tokens, {rounds} rounds; bare forward {bare:.2f} s")
     print(f"{'way':<24}{'time / forward':>16}{'lowest':>9}{'highest':>9}{'extra peak memory':>20}")
     for way in ways[1:]:
         ratios = sorted(t[way] / t["forward"] for t in times)
@@ -88,7 +89,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", choices=DEVICES)
     parser.add_argument("--lengths", type=int, nargs="+", help="tokens in a window (cpu: 4096; cuda: 4096 and 32768)")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--windows", type=int, default=3, help="each run probes the model once, however many")
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--peak-of", nargs=3, metavar=("WAY", "COUNT", "LENGTH"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.peak_of:
@@ -101,7 +103,7 @@ def main() -> None:
     print(f"import ropescope: {import_seconds():.2f} s")
     cpu = options.device == "cpu"
     for length in options.lengths or ([4096] if cpu else [4096, 32768]):
-        compare(options.device, length, options.rounds, list(WAYS) if cpu else ["forward", "measure"])
+        compare(options.device, options.windows, length, options.rounds, list(WAYS) if cpu else ["forward", "measure"])
 
 
 if __name__ == "__main__":
