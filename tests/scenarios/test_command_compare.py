@@ -42,7 +42,7 @@ def compare(folder: Path, names: list[str], output: Path, *options: str) -> None
 def test_one_result_says_where_its_bands_live(folder, tmp_path, capsys):
     compare(folder, ["wikitext.nc"], tmp_path / "new")
     printed = capsys.readouterr().out
-    assert printed.startswith("Where do bands live in wikitext?")
+    assert printed.startswith("Where do bands live in synthetic/tiny-irope?")
     assert {path.name for path in (tmp_path / "new").iterdir()} == {
         "wikitext-compare.md",
         "wikitext-compare-where.png",
@@ -53,25 +53,25 @@ def test_one_result_says_where_its_bands_live(folder, tmp_path, capsys):
 def test_results_of_one_model_are_compared_pair_by_pair(folder, tmp_path, capsys):
     compare(folder, ["wikitext.nc", "c4.nc"], tmp_path, "--heads", "0:0", "--stream", "key", "--top", "3")
     printed = capsys.readouterr().out
-    assert printed.startswith("Does c4 have its bands where wikitext has them?")
+    assert printed.startswith("Does c4 validation have its bands where wikitext validation has them?")
     assert "SequenceFE is compared through the white-noise reference" in printed and "Where do bands" not in printed
     written = (tmp_path / "wikitext-compare.md").read_text(encoding="utf-8")
-    assert all(f"## {title}" in written for title in ("Does c4", "Where do bands live in wikitext?"))
+    assert all(f"## {title}" in written for title in ("Does c4", "Where do bands live in wikitext validation?"))
     figures = {"wikitext-compare-key-heads.png", "wikitext-compare-where-1.png", "wikitext-compare-where-2.png"}
     assert {path.name for path in tmp_path.glob("*.png")} == figures
 
 
 def test_where_bands_live_is_printed_too_if_asked(folder, tmp_path, capsys):
     compare(folder, ["wikitext.nc", "c4.nc"], tmp_path, "--where", "--stream", "query", "--format", "svg")
-    assert "Where do bands live in c4?" in capsys.readouterr().out
+    assert "Where do bands live in c4 validation?" in capsys.readouterr().out
     assert (tmp_path / "wikitext-compare-query-heads.svg").exists()
 
 
 def test_different_models_are_compared_as_distributions(folder, tmp_path, capsys):
     compare(folder, ["wikitext.nc", "another.nc"], tmp_path)
     printed = capsys.readouterr().out
-    assert printed.startswith("How bands and periodic pairs spread in wikitext, another")
-    assert "another does not match wikitext pair by pair: layers: 0 to 3 against 0 to 5" in printed
+    assert printed.startswith("How bands and periodic pairs spread in synthetic/tiny-irope, another")
+    assert "another does not match synthetic/tiny-irope pair by pair: layers: 0 to 3 against 0 to 5" in printed
     assert (tmp_path / "wikitext-compare-spread.png").exists()
 
 
@@ -99,6 +99,13 @@ def test_help_teaches_with_an_example(capsys):
     assert "Example: ropescope compare qwen3-wikitext.nc qwen3-c4.nc" in capsys.readouterr().out
 
 
+def test_a_label_names_a_result_in_findings_and_figures(folder, tmp_path, capsys):
+    compare(folder, ["wikitext.nc", "c4.nc"], tmp_path, "--label", "Text A", "Text B", "--stream", "query")
+    assert "Does Text B have its bands where Text A has them?" in capsys.readouterr().out
+    files = [str(folder / name) for name in ("wikitext.nc", "c4.nc")]
+    assert "got 1 labels for 2 files" in refusal(capsys, "compare", *files, "--label", "Text A")
+
+
 def test_python_has_in_one_call_what_the_command_prints_and_draws(folder, tmp_path, capsys):
     files = [folder / "wikitext.nc", folder / "c4.nc"]
     compare(folder, [file.name for file in files], tmp_path, "--heads", "0:0", "--stream", "key", "--where")
@@ -108,7 +115,7 @@ def test_python_has_in_one_call_what_the_command_prints_and_draws(folder, tmp_pa
     assert found.markdown() == (tmp_path / "wikitext-compare.md").read_text(encoding="utf-8")
     figures = found.figures([(0, 0)], ["key"])
     assert {f"wikitext-compare-{name}.png" for name in figures} == {path.name for path in tmp_path.glob("*.png")}
-    in_memory = rs.comparison({file.stem: rs.load(file) for file in files})
+    in_memory = rs.comparison(dict(zip(found.results, map(rs.load, files), strict=True)))
     assert str(in_memory) == str(found) and found.text() in found._repr_html_().replace("&#x27;", "'")
 
 

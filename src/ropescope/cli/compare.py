@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from ropescope.base.arguments import check_at_least
 from ropescope.base.errors import InputError
 from ropescope.cli.drawing import drawing, make_folder, save_figure, write_text
-from ropescope.cli.options import Format, Stream, app, parse_heads, streams_of
+from ropescope.cli.options import Format, Labels, Stream, app, parse_heads, streams_of
 from ropescope.cli.printing import say
 
 View = Literal["auto", "pairs", "distributions"]
@@ -24,6 +24,7 @@ def compare(
     stream: Stream = "both",
     top: int = 10,
     where: Annotated[bool, Parameter(negative="")] = False,
+    label: Labels = (),
     format: Annotated[tuple[Format, ...], Parameter(consume_multiple=True, negative="")] = ("png",),
     output_dir: Path = Path(),
 ) -> None:
@@ -49,6 +50,8 @@ def compare(
         How many of the pairs that moved most to list.
     where
         Print also where bands live in each of several results.
+    label
+        What to call each file, in their order; default its model, and its text and length where they tell files apart.
     format
         png, svg, pdf; several make several files.
     output_dir
@@ -65,7 +68,7 @@ def compare(
         raise InputError("compare got '*' or 'none' in --heads; name each head as LAYER:HEAD")
     import ropescope as rs
 
-    found = rs.comparison(results, view=view, top=top)
+    found = rs.comparison(results, view=view, top=top, labels=label)
     make_folder(output_dir)
     stem = output_dir / f"{results[0].stem}-compare"
     findings = write_text(stem.with_name(f"{stem.name}.md"), found.markdown())

@@ -93,6 +93,7 @@ def compress(
     options: ModelOptions = ModelOptions(),
     text: ThinOptions = ThinOptions(),
     how: PlanOptions = PlanOptions(),
+    label: Annotated[str | None, Parameter(group=OUTPUT_GROUP)] = None,
     output: Annotated[Path | None, Parameter(name=["--output", "-o"], group=OUTPUT_GROUP)] = None,
     overwrite: Annotated[bool, Parameter(negative="", group=OUTPUT_GROUP)] = False,
 ) -> None:
@@ -116,6 +117,8 @@ def compress(
         Orders that others keep pairs in: norm-product (ThinK), norm, spectrum-fe, random; `none` leaves them out.
     time_at
         Tokens of a text to time prefill and decoding at, against the stock cache; default nothing is timed.
+    label
+        What the figure calls the model; default the last part of its name.
     output
         Frontier file; default `MODEL-CORPUS-LENGTH-frontier.nc` in this folder. The plans lie in the folder of that
         name that ends in `-plans`.
@@ -143,7 +146,7 @@ def compress(
     data = rs.frontier(loaded, windows, plans, timing=_timing(time_at), path=target, **shared)
     if leading():
         say_if_kept(target, before)
-        report_frontier(data, target, stem_of(model))
+        report_frontier(data, target, label or stem_of(model))
         say(f"plans: {_plans_beside(target)}")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -138,11 +138,12 @@ def _of_stream(result: xr.DataTree, heads: list[tuple[int, int]], stream: str) -
         yield variable.name, variable_map(result, variable.name, stream)
 
 
-def draw_sweeps(paths: list[Path], formats: Iterable[str], folder: Path) -> Iterable[Path]:
+def draw_sweeps(paths: list[Path], formats: Iterable[str], folder: Path, labels: Sequence[str] = ()) -> Iterable[Path]:
     """One figure of all sweeps."""
     from ropescope.evaluation.sweep.dataset import SWEEP
+    from ropescope.measurement.names import called
 
-    sweeps = {name: SWEEP.load(path) for name, path in named(paths).items()}
+    sweeps = called({name: SWEEP.load(path) for name, path in named(paths).items()}, labels)
     make_folder(folder)
     with drawing("the sweeps are as they were"):
         from ropescope.display.figures.curves import sweep_curves
@@ -150,11 +151,14 @@ def draw_sweeps(paths: list[Path], formats: Iterable[str], folder: Path) -> Iter
         yield from _saved(sweep_curves(sweeps), folder / f"{paths[0].stem}-curves", formats)
 
 
-def draw_frontiers(paths: list[Path], formats: Iterable[str], folder: Path) -> Iterable[Path]:
+def draw_frontiers(
+    paths: list[Path], formats: Iterable[str], folder: Path, labels: Sequence[str] = ()
+) -> Iterable[Path]:
     """One figure of all frontiers of thin keys."""
     from ropescope.evaluation.frontier.dataset import FRONTIER
+    from ropescope.measurement.names import called
 
-    frontiers = {name: FRONTIER.load(path) for name, path in named(paths).items()}
+    frontiers = called({name: FRONTIER.load(path) for name, path in named(paths).items()}, labels)
     make_folder(folder)
     with drawing("the frontiers are as they were"):
         from ropescope.display.figures.frontier import frontier_curves
@@ -162,11 +166,13 @@ def draw_frontiers(paths: list[Path], formats: Iterable[str], folder: Path) -> I
         yield from _saved(frontier_curves(frontiers), folder / f"{paths[0].stem}-curves", formats)
 
 
-def draw_sets(paths: list[Path], formats: Iterable[str], folder: Path) -> Iterable[Path]:
+def draw_sets(paths: list[Path], formats: Iterable[str], folder: Path, labels: Sequence[str] = ()) -> Iterable[Path]:
     """A figure for each validation of sets."""
     from ropescope.evaluation.set_prediction import SET_VALIDATION
+    from ropescope.measurement.names import labelled
 
     checks = {path: SET_VALIDATION.load(path) for path in paths}
+    checks |= {path: labelled(checks[path], label) for path, label in zip(paths, labels, strict=False)}
     make_folder(folder)
     with drawing("the validations are as they were"):
         from ropescope.display.figures.sets import set_predictions

@@ -13,6 +13,7 @@ from ropescope.base.files import named
 from ropescope.cli.drawing import draw_frontiers, draw_result, draw_sets, draw_sweeps
 from ropescope.cli.options import (
     Format,
+    Labels,
     Stream,
     WorthPath,
     app,
@@ -22,7 +23,7 @@ from ropescope.cli.options import (
 )
 from ropescope.cli.printing import say
 
-Draw = Callable[[list[Path], Iterable[str], Path], Iterable[Path]]
+Draw = Callable[[list[Path], Iterable[str], Path, list[str]], Iterable[Path]]
 
 
 @app.command
@@ -33,6 +34,7 @@ def figures(
     importance: WorthPath = None,
     heads: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative="")] = (),
     stream: Stream = "both",
+    label: Labels = (),
     format: Annotated[tuple[Format, ...], Parameter(consume_multiple=True, negative="")] = ("png",),
     output_dir: Path = Path(),
 ) -> None:
@@ -40,9 +42,8 @@ def figures(
 
     The panel shows, for each head, SpectrumFE and SequenceFE over the pairs and the norms over the positions (figures
     1, 2 and 4 of the paper). The overview maps layer by pair. With importance the panel shows it too, it is mapped, and
-    set against SpectrumFE pair by pair. All sweeps go into one figure, a line for each (figure 3), named after its
-    file; all files of thin keys into another, a panel for each. Of a validation of sets, true KL divergence is drawn
-    over the predicted one.
+    set against SpectrumFE pair by pair. All sweeps go into one figure, a line for each (figure 3); all files of thin
+    keys into another, a panel for each. Of a validation of sets, true KL divergence is drawn over the predicted one.
 
     Example: `ropescope figures qwen3.nc --heads 6:0 1:0 --stream key --format png pdf`
 
@@ -53,6 +54,8 @@ def figures(
         strongest band, the most periodic head, and a NoPE head or the highest outlier.
     stream
         query, key or both.
+    label
+        What to call each file, in their order; default its model, and its text and length where they tell files apart.
     format
         png, svg, pdf; several make several files.
     output_dir
@@ -60,11 +63,14 @@ def figures(
     """
     from ropescope.base.files import check_folder
     from ropescope.base.netcdf import check_source
+    from ropescope.measurement.names import check_labels, labelled
     from ropescope.measurement.results import load
 
     if not results:
         raise InputError("figures got no result file; name at least one: ropescope figures RESULT.nc")
     named(results)
+    check_labels(label, len(results))
+    labels = dict(zip(results, label, strict=True)) if label else {}
     check_folder(output_dir)
     worth, chosen = worth_of(importance), parse_heads(heads)
     if any(None in place for place in chosen):
@@ -75,10 +81,11 @@ def figures(
     if worth is not None and not measured:
         raise InputError("figures got --importance without a measurement; name the file of 'ropescope measure' too")
     for path in measured:
-        for written in draw_result(load(path), path.stem, chosen, streams_of(stream), format, output_dir, worth):
+        result = labelled(load(path), labels[path]) if labels else load(path)
+        for written in draw_result(result, path.stem, chosen, streams_of(stream), format, output_dir, worth):
             say(written)
     for draw, paths in others.items():
-        for written in draw(paths, format, output_dir) if paths else ():
+        for written in draw(paths, format, output_dir, [labels[path] for path in paths if labels]) if paths else ():
             say(written)
 
 

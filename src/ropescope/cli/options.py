@@ -50,6 +50,7 @@ OUTPUT_GROUP = Group("Output", sort_key=4)
 PAPER_SELECTIONS = tuple(PAPER)
 TENTHS = tuple(step / 10 for step in range(11))
 
+Labels = Annotated[tuple[str, ...], Parameter(name="--label", consume_multiple=True, negative="")]
 ResultPath = Annotated[Path, Parameter(help="Result file of `ropescope measure`.")]
 WorthPath = Annotated[
     Path | None,

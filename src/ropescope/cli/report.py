@@ -8,7 +8,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from ropescope.base.errors import InputError
-from ropescope.cli.options import OUTPUT_GROUP, app
+from ropescope.cli.options import OUTPUT_GROUP, Labels, app
 from ropescope.cli.printing import say
 
 
@@ -20,6 +20,7 @@ def report(
             help="Files of `ropescope measure`, `importance`, `sweep`, `compress`, `tasks` and `claims --model`."
         ),
     ],
+    label: Labels = (),
     output: Annotated[Path, Parameter(name=["--output", "-o"], group=OUTPUT_GROUP)] = Path("report.html"),
     overwrite: Annotated[bool, Parameter(negative="", group=OUTPUT_GROUP)] = False,
 ) -> None:
@@ -34,6 +35,9 @@ def report(
 
     Parameters
     ----------
+    label
+        What to call each file, in their order; default its model, and its text and length where they tell files apart.
+        Files of different kinds may have the same.
     output
         HTML file to write.
     overwrite
@@ -42,11 +46,13 @@ def report(
     import ropescope as rs
     from ropescope.base.files import check_target, named
     from ropescope.base.netcdf import check_source
+    from ropescope.measurement.names import check_labels
 
     if not files:
         raise InputError("report got no measurement; name at least one file of 'ropescope measure'")
     check_target(output, overwrite=overwrite)
+    check_labels(label, len(files))
     for path in named(files).values():
         check_source(path)
-    target = rs.report(files, output, overwrite=overwrite)
+    target = rs.report(files, output, labels=label, overwrite=overwrite)
     say(f"report: {output} ({target.stat().st_size / 1e6:.1f} MB)")

@@ -15,7 +15,9 @@ from ropescope.cli.printing import say
 
 @app.command
 def show(
-    file: Annotated[Path, Parameter(help="File of measure, importance, sweep, tasks, compress or select.")],
+    file: Annotated[
+        Path, Parameter(help="File of measure, importance, sweep, tasks, compress, select, claims --model.")
+    ],
     *,
     most: int = 10,
     importance: WorthPath = None,
@@ -53,6 +55,8 @@ def show(
 
 
 def _text(found: Any, most: int) -> str:
+    from ropescope.evaluation.claims.behaviour_dataset import BEHAVIOUR
+    from ropescope.evaluation.claims.behaviour_in_words import look_section
     from ropescope.evaluation.frontier.changes import frontier_table
     from ropescope.evaluation.frontier.dataset import FRONTIER
     from ropescope.evaluation.frontier.in_words import findings as thin_findings
@@ -82,4 +86,6 @@ def _text(found: Any, most: int) -> str:
         return "\n".join(in_words(found))
     if schema == SET_VALIDATION.name:
         return "\n".join([sets_table(found).text(), "", *sets_in_words(found)])
+    if schema == BEHAVIOUR.name:
+        return look_section(found).text()
     return tasks_table(found) if schema == TASKS.name else str(found)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -57,6 +57,7 @@ def sweep(
     options: ModelOptions = ModelOptions(),
     text: JudgeOptions = JudgeOptions(),
     batch_size: int | Literal["auto"] = 1,
+    label: Annotated[str | None, Parameter(group=OUTPUT_GROUP)] = None,
     output: Annotated[Path | None, Parameter(name=["--output", "-o"], group=OUTPUT_GROUP)] = None,
     overwrite: Annotated[bool, Parameter(negative="", group=OUTPUT_GROUP)] = False,
 ) -> None:
@@ -86,6 +87,8 @@ def sweep(
         Take rotation away instead of weighting: alpha is then the share of the rotation that is kept.
     batch_size
         Windows in one forward pass; auto takes as many as the memory of the GPU holds.
+    label
+        What the figure calls the model; default the last part of its name.
     output
         Sweep file; default `MODEL-CORPUS-LENGTH-sweep.nc` in this folder.
     overwrite
@@ -102,19 +105,12 @@ def sweep(
     join()
     before = stamp(target)
     loaded, tokenizer = load_chosen(model, options)
-    data = rs.sweep(
-        loaded,
-        windows_of(tokenizer, text, "test"),
-        masks,
-        alphas=alphas,
-        controls=controls,
-        intervention=intervention_of(derotate),
-        batch_size=batch_size,
-        **kept_in(target, overwrite, options),
-    )
+    windows, kept = windows_of(tokenizer, text, "test"), kept_in(target, overwrite, options)
+    how: dict[str, Any] = {"intervention": intervention_of(derotate), "batch_size": batch_size, **kept}
+    data = rs.sweep(loaded, windows, masks, alphas=alphas, controls=controls, **how)
     if leading():
         say_if_kept(target, before)
-        report_sweep(data, target, model)
+        report_sweep(data, target, label or stem_of(model))
 
 
 def _target(

@@ -14,6 +14,7 @@ from ropescope.base.axes import STREAMS
 from ropescope.base.errors import InputError, did_you_mean
 from ropescope.base.files import named
 from ropescope.base.tables import Section, preformatted
+from ropescope.measurement.names import called, check_labels
 from ropescope.measurement.results import load
 
 if TYPE_CHECKING:
@@ -133,7 +134,11 @@ class Comparison:
 
 
 def comparison(
-    results: Mapping[str, xr.DataTree] | Sequence[str | Path], *, view: View = "auto", top: int = 10
+    results: Mapping[str, xr.DataTree] | Sequence[str | Path],
+    *,
+    view: View = "auto",
+    top: int = 10,
+    labels: Sequence[str] = (),
 ) -> Comparison:
     """Ask whether bands and periodic pairs sit in the same places in several results; of one, where they live.
 
@@ -144,12 +149,14 @@ def comparison(
     Parameters
     ----------
     results
-        Measurements by the name to show, or files of them, which are named after themselves; at least one. The first
-        is the one that every other is compared with.
+        Measurements by the name to show, or files of them, at least one. The first is the one that every other is
+        compared with. Files are called by their models, by their texts and lengths too where that tells them apart.
     view
         "pairs", "distributions", or "auto": distributions where the models are different ones that pairs do not match.
     top
         How many of the pairs that moved most to list, 0 or more.
+    labels
+        What to call the files, one for each.
 
     Returns
     -------
@@ -159,7 +166,7 @@ def comparison(
     Raises
     ------
     InputError
-        There is no result, the same file stands twice, or `view` or `top` is none of those.
+        There is no result, the same file stands twice, `view` or `top` is none of those, or labels do not fit.
     ResultError
         A file cannot be read, results do not match pair by pair, or the frames of SpectrumFE differ.
 
@@ -178,7 +185,9 @@ def comparison(
     check_at_least("top", top, 0)
     if not results:
         raise InputError("comparison got no result; give at least one, as ropescope.measure returns it")
+    check_labels(labels, len(results))
     loaded = results if isinstance(results, Mapping) else _loaded(results)
+    loaded = called(loaded, labels) if labels or not isinstance(results, Mapping) else loaded
     # These load torch, for which nobody waits to hear of a wrong file.
     from ropescope.analysis.comparability import pair_by_pair
     from ropescope.analysis.places_in_words import where_bands_live

@@ -90,7 +90,7 @@ def window_length(result: xr.DataTree) -> int | None:
     return None if length is None else int(length)
 
 
-def text_of(result: xr.DataTree) -> str:
+def text_of(result: Any) -> str:
     """The text that windows were cut from, where it was recorded."""
     windows = provenance(result).get("windows", {})
     return " ".join(short_name(windows[part]) for part in ("corpus", "split") if windows.get(part))

@@ -142,9 +142,9 @@ def test_importance_joins_every_measurement_of_its_model_and_no_other(result, wo
     other = result.copy()
     other.attrs["provenance"] = result.attrs["provenance"].replace("0" * 16, "1" * 16)
     page = rs.report({"a": result, "b": result, "w": worth}, tmp_path / "page.html").read_text(encoding="utf-8")
-    assert page.count("Does Frequency Entropy foretell importance in ") == 2
+    assert page.count("<h2>Does Frequency Entropy foretell importance in ") == 2
     page = rs.report({"a": result, "c": other, "w": worth}, tmp_path / "two.html").read_text(encoding="utf-8")
-    assert page.count("Does Frequency Entropy foretell importance in a?") == 1
+    assert page.count("<h2>Does Frequency Entropy foretell importance in a?") == 1
     with pytest.raises(InputError, match="got 'w', the importance of a model of which there is no measurement"):
         rs.report({"c": other, "w": worth}, tmp_path / "none.html")
 

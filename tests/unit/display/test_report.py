@@ -276,6 +276,18 @@ def test_the_way_to_a_corpus_that_an_older_result_holds_is_not_published():
     assert "novel.txt" in page and "someone" not in page
 
 
+def test_sections_and_claims_go_by_model_and_text_or_by_the_labels_given(tmp_path):
+    SWEEP.save(sweep("bands", 0.5, 0.1), tmp_path / "q.nc")
+    rs.save(measurement(RUN), tmp_path / "r.nc")
+    files = [tmp_path / "r.nc", tmp_path / "q.nc"]
+    text = rs.report(files, tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "<h2>Turning pairs down: synthetic/tiny-irope</h2>" in text and "down: q<" not in text
+    text = rs.report(files, tmp_path / "named.html", labels=["Tiny", "Tiny"]).read_text(encoding="utf-8")
+    assert "<h2>Turning pairs down: Tiny</h2>" in text and "<h1>Tiny</h1>" in text and "claims on Tiny, " in text
+    with pytest.raises(InputError, match="got 1 labels for 2 files"):
+        rs.report(files, tmp_path / "other.html", labels=["Tiny"])
+
+
 def test_claims_stand_on_top_in_a_paragraph_and_below_with_their_numbers(tmp_path):
     contents = {"one": measurement(RUN), "sweep": sweep("bands", 0.5, 0.1), "look": look(), "worth": importance(RUN, 9)}
     verdicts = rs.claims(contents)

@@ -9,11 +9,13 @@ import pytest
 import torch
 
 from architectures import ARCHITECTURES, LLAMA, state_of, tokens
+from ropescope import cli
 from ropescope.base.errors import InputError
 from ropescope.base.rotary import Pairing, turn
 from ropescope.evaluation.claims.arms import BAND_ANGLE, LOUD, PLAIN, RANDOM, TWICE_PLAIN, arms_of, past_the_band
 from ropescope.evaluation.claims.attending import attended, attention
 from ropescope.evaluation.claims.behaviour import behaviour
+from ropescope.evaluation.claims.behaviour_dataset import BEHAVIOUR
 from ropescope.evaluation.claims.judging import claims
 from ropescope.evaluation.perplexity import perplexity
 from ropescope.interventions.weighting import weighted_rope
@@ -118,6 +120,22 @@ def test_a_look_holds_what_arms_give_by_themselves(made) -> None:
     np.testing.assert_allclose(look["readings"].sel(arm=LOUD, reading="second"), second.window_nats / 31, rtol=1e-6)
     assert look["nats"].sel(arm=TWICE_PLAIN).isnull().all() and look["readings"].sel(arm=PLAIN).isnull().all()
     assert look["previous"].notnull().all() and look["diagonal"].min() >= 0 and look["diagonal"].max() <= 1
+
+
+def test_a_look_is_told_in_tables_of_words(made, tmp_path, capsys) -> None:
+    _, _, _, look = made
+    BEHAVIOUR.save(look, tmp_path / "look.nc")
+    cli.main(["show", str(tmp_path / "look.nc")])
+    printed = capsys.readouterr().out
+    assert "xarray" not in printed and "attention to the token before" in printed
+    layer, head = np.unravel_index(
+        look["previous"].mean("sequence").values.argmax(), (look.sizes["layer"], look.sizes["head"])
+    )
+    row = next(line for line in printed.splitlines() if line.startswith("attention to the token before"))
+    assert row.split()[-1] == f"{look['layer'].values[layer]}:{head}"
+    plain = next(line for line in printed.splitlines() if line.startswith("plain"))
+    assert f"{float(look['nats'].sel(arm=PLAIN).mean()):.3f} [" in plain
+    assert all(arm in printed for arm in look["arm"].values.tolist() if arm != TWICE_PLAIN)
 
 
 def test_arms_change_the_pairs_that_their_names_say(made) -> None:

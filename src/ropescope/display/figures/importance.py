@@ -28,7 +28,8 @@ from ropescope.display.figures.style import (
     thresholds,
 )
 from ropescope.measurement.joining import extent_of, joined
-from ropescope.measurement.results import mean_over_sequences, provenance, short_name, stream_data
+from ropescope.measurement.names import model_name
+from ropescope.measurement.results import mean_over_sequences, provenance, stream_data
 from ropescope.measurement.worth_in_words import cumulative_share
 
 if TYPE_CHECKING:
@@ -145,7 +146,7 @@ def _caption(result: xr.DataTree, importance: xr.DataTree) -> str:
     facts = provenance(importance)
     draws = facts.get("parameters", {}).get("draws")
     parts = (
-        short_name(facts.get("model", {}).get("id")),
+        model_name(result),
         f"importance: {extent_of(importance)}" + (f", {counted(draws, 'draw')}" if draws else ""),
         f"{VARIABLE_LABELS['spectrum_fe']}: {extent_of(result)}",
     )

@@ -13,7 +13,8 @@ from ropescope.base.errors import InputError
 from ropescope.display.figures.style import FAINT, REFERENCE, SMALL, colours, plain
 from ropescope.evaluation.set_prediction import FACTOR, SET_VALIDATION, trusted
 from ropescope.evaluation.sweep.dataset import ALPHA, SELECTION
-from ropescope.measurement.results import short_name
+from ropescope.measurement.names import model_name
+from ropescope.measurement.results import text_of
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -83,8 +84,6 @@ def _draw_selection(axes: Axes, predicted: xr.DataArray, true: xr.DataArray, nam
 def _caption(check: xr.Dataset) -> str:
     facts = SET_VALIDATION.provenance(check)
     windows, count = facts.get("windows", {}), check.sizes[SEQUENCE]
-    text = " ".join(short_name(windows[part]) for part in ("corpus", "split") if windows.get(part))
     length = f" of {windows['length']} tokens" if windows.get("length") else ""
-    model = short_name(facts.get("model", {}).get("id"))
     size = counted(count, "window") + length
-    return " · ".join(part for part in (model, text, size) if part)
+    return " · ".join(part for part in (model_name(check), text_of(check), size) if part)

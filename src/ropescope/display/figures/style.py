@@ -17,7 +17,8 @@ from ropescope.base.axes import HEAD_AXIS, HEAD_NAMES, LAYER, PAIR, POSITION, SE
 from ropescope.base.errors import InputError
 from ropescope.base.selections import PAPER, SCALES
 from ropescope.measurement.joining import measured_on
-from ropescope.measurement.results import KEPT, NORM, kept_heads, provenance, short_name, text_of, window_length
+from ropescope.measurement.names import model_name
+from ropescope.measurement.results import KEPT, NORM, kept_heads, text_of, window_length
 from ropescope.measurement.summary import format_tokens
 
 if TYPE_CHECKING:
@@ -140,7 +141,7 @@ def draw_nothing(axes: Axes, reason: str) -> None:
 
 def caption(result: xr.DataTree, stream: str, data: xr.Dataset, several: str, joined: str | None = None) -> str:
     """Model, text, stream and extent of what a figure shows; of a variable that was joined, its own text and extent."""
-    model = short_name(provenance(result).get("model", {}).get("id"))
+    model = model_name(result)
     if joined is not None:
         return " · ".join(part for part in (model, STREAM_NAMES[stream], measured_on(data[joined])) if part)
     sequences = data[SEQUENCE].values

@@ -11,6 +11,7 @@ import xarray as xr
 
 from ropescope.base.axes import HEAD_AXIS, LAYER, PAIR, STREAMS
 from ropescope.base.counting import counted
+from ropescope.measurement.names import model_name
 from ropescope.measurement.results import ROTARY, provenance, short_name, stream_data, wavelength
 from ropescope.measurement.summary import Counts, counts, format_tokens
 
@@ -54,7 +55,7 @@ def card(result: xr.DataTree, name: str) -> Card:
     count, length = windows.get("windows"), windows.get("length") or parameters.get("length")
     size = f"{counted(count, 'window')} of {length} tokens" if count and length else ""
     return Card(
-        title=short_name(str(model.get("id") or name)),
+        title=model_name(result) or name,
         subtitle=" · ".join(part for part in (corpus, size) if part),
         model=[*_rows(model), *_shape(result), *_rotation(result)],
         origin=[

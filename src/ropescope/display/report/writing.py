@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +28,18 @@ from ropescope.evaluation.opening import load
 from ropescope.evaluation.sweep.dataset import SWEEP
 from ropescope.evaluation.tasks.dataset import TASKS
 from ropescope.evaluation.tasks.table import tasks_section
+from ropescope.measurement.names import called, check_labels, model_name, names_of
 from ropescope.measurement.results import IMPORTANCE, SCHEMA
 
 Content = xr.DataTree | xr.Dataset | str | Path
 
 
 def report(
-    contents: Mapping[str, Content] | Sequence[str | Path], path: str | Path, *, overwrite: bool = False
+    contents: Mapping[str, Content] | Sequence[str | Path],
+    path: str | Path,
+    *,
+    labels: Sequence[str] = (),
+    overwrite: bool = False,
 ) -> Path:
     """Write one HTML file to explore measurements in a browser, offline.
 
@@ -40,10 +47,13 @@ def report(
     ----------
     contents
         Measurements, importance with its validation, sweeps, frontiers of thin keys, scores of tasks and looks at the
-        model by the name to show, each as it is in memory or as a file; or files alone, which are named after
-        themselves. At least one measurement; the first is shown first. Claims are judged by all that is given.
+        model by the name to show, each as it is in memory or as a file; or files alone, which are called by their
+        models, by their texts and lengths too where that tells them apart. At least one measurement; the first is
+        shown first. Claims are judged by all that is given.
     path
         HTML file to write.
+    labels
+        What to call the contents, one for each; files of different kinds may have the same.
     overwrite
         Whether it may be replaced.
 
@@ -55,8 +65,8 @@ def report(
     Raises
     ------
     InputError
-        There is no measurement, something that is none of these, importance of another model, or the same file
-        twice.
+        There is no measurement, something that is none of these, importance of another model, the same file twice,
+        or labels that do not fit.
     ResultError
         A file cannot be read, or the page cannot be written.
     MissingExtraError
@@ -67,16 +77,14 @@ def report(
     >>> report(["qwen3.nc", "qwen3-worth.nc", "qwen3-sweep.nc"], "qwen3.html")  # doctest: +SKIP
     """
     target = check_target(path, overwrite=overwrite)
+    check_labels(labels, len(contents))
     given = contents if isinstance(contents, Mapping) else named([Path(each) for each in contents])
     loaded = {name: load(each) if isinstance(each, str | Path) else each for name, each in given.items()}
-    kinds = (SCHEMA, IMPORTANCE, SWEEP.name, TASKS.name, FRONTIER.name)
-    results, importances, sweeps, tasks, frontiers = (_of_kind(loaded, kind) for kind in kinds)
-    seen = {name: each for kind in (VALIDATION.name, BEHAVIOUR.name) for name, each in _of_kind(loaded, kind).items()}
-    if unknown := sorted(loaded.keys() - {*results, *importances, *sweeps, *tasks, *frontiers, *seen}):
-        raise InputError(
-            f"report got {unknown[0]!r}, which is no measurement, importance, sweep, frontier of thin keys, scores of "
-            "tasks or look at a model; leave it out"
-        )
+    _check_kinds(loaded)
+    by_key = dict(zip(loaded, labels, strict=True)) if labels else {}
+    calls = partial(_called, loaded, by_key, not isinstance(contents, Mapping))
+    results, importances = calls(SCHEMA), calls(IMPORTANCE)
+    sweeps, tasks, frontiers = (calls(schema.name, text=True) for schema in (SWEEP, TASKS, FRONTIER))
     if not results:
         raise InputError("report got no measurement; name at least one file of 'ropescope measure'")
     together, worth = worth_joined(results, importances)
@@ -84,7 +92,11 @@ def report(
     sections += [thin_section(data, name) for name, data in frontiers.items()]
     further = [section for name, result in together.items() for section in further_sections(result, name)]
     compared = against_first(results, pair_by_pair(results))
-    verdicts = claims_by_model(results | importances | seen | sweeps | tasks)
+    others = {f"{key}, a file": each for key, each in loaded.items() if _kind(each) not in (SCHEMA, FRONTIER.name)}
+    verdicts = {
+        name: replace(found, model=model_name(results[name]) or found.model)
+        for name, found in claims_by_model(results | others).items()
+    }
     claimed = [found.section(name if len(verdicts) > 1 else "") for name, found in verdicts.items()]
     page = render(
         results,
@@ -92,14 +104,33 @@ def report(
         sweeps=sweeps,
         sections=[*claimed, *worth, *further, *sections, *compared, *_lived(results)],
     )
-    with written_whole(target) as partial:
-        partial.write_text(page, encoding="utf-8")
+    with written_whole(target) as unfinished:
+        unfinished.write_text(page, encoding="utf-8")
     return target
 
 
-def _of_kind(loaded: Mapping[str, Any], kind: str) -> dict[str, Any]:
-    """What follows a schema."""
-    return {name: each for name, each in loaded.items() if getattr(each, "attrs", {}).get("schema") == kind}
+def _kind(content: Any) -> Any:
+    return getattr(content, "attrs", {}).get("schema")
+
+
+def _check_kinds(loaded: Mapping[str, Any]) -> None:
+    shown = (SCHEMA, IMPORTANCE, *(schema.name for schema in (SWEEP, TASKS, FRONTIER, VALIDATION, BEHAVIOUR)))
+    if unknown := sorted(key for key, each in loaded.items() if _kind(each) not in shown):
+        raise InputError(
+            f"report got {unknown[0]!r}, which is no measurement, importance, sweep, frontier of thin keys, scores of "
+            "tasks or look at a model; leave it out"
+        )
+
+
+def _called(
+    loaded: Mapping[str, Any], labels: Mapping[str, str], files: bool, kind: str, *, text: bool = False
+) -> dict[str, Any]:
+    """What follows a schema, by the names to show."""
+    found = {key: each for key, each in loaded.items() if _kind(each) == kind}
+    if labels:
+        return called(found, [labels[key] for key in found])
+    names = names_of(found, text=text) if files else {key: key for key in found}
+    return {names[key]: each for key, each in found.items()}
 
 
 def _lived(results: Mapping[str, xr.DataTree]) -> list[Section]:
