@@ -15,6 +15,7 @@ from ropescope.base.errors import InputError
 from ropescope.base.selections import BANDS, OUTLIERS, PERIODIC, SILENT
 from ropescope.measurement.joining import further_variables
 from ropescope.measurement.periods import DRIFT, DRIFT_RULE, RHYTHM, RHYTHM_RULE, kinds
+from ropescope.measurement.red_noise import expected_rhythms
 from ropescope.measurement.results import mean_over_sequences, stream_data, wavelength, window_length
 
 
@@ -244,7 +245,16 @@ def _counts_lines(result: xr.DataTree, stream: str) -> list[str]:
         f"{stream}: {total.pairs} pairs in {counted(sizes[LAYER], 'layer')} x "
         f"{counted(sizes[HEAD_AXIS[stream]], 'head')}, mean over {counted(sizes[SEQUENCE], 'sequence')}"
     )
-    return [title, *(f"  {name:<11}{rule:<18}{n:>8}{n / max(total.pairs, 1):>8.1%}" for name, rule, n in rows)]
+    lines = [_count_line(name, rule, n, total.pairs) for name, rule, n in rows]
+    if (red := expected_rhythms(result, stream)) is not None:
+        # What has the same SequenceFE and no rhythm of its own passes for one so often.
+        lines.insert(3 + len(kinds_of_periodic), _count_line("- red noise", " passes for rhythm", red, total.pairs))
+    return [title, *lines]
+
+
+def _count_line(name: str, rule: str, number: float, pairs: int) -> str:
+    shown = f"{number:.1f}" if isinstance(number, float) else str(number)
+    return f"  {name:<11}{rule:<18}{shown:>8}{number / max(pairs, 1):>8.1%}"
 
 
 def _bands_lines(result: xr.DataTree, stream: str, strongest: int) -> list[str]:

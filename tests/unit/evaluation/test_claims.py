@@ -18,8 +18,8 @@ from ropescope.evaluation.claims.arms import LOUD, contexts
 from ropescope.evaluation.claims.evidence import gathered
 from ropescope.evaluation.claims.findings import CANNOT, FAILS, HOLDS, VERDICTS, above, below, inside, judged
 from ropescope.evaluation.claims.judging import claims, claims_by_model
-from ropescope.evaluation.claims.red_noise import _red, rhythm_of_red_noise
 from ropescope.evaluation.claims.table import CLAIMS
+from ropescope.measurement.red_noise import _red, rhythm_of_red_noise
 from synthetic import synthetic_result
 
 ALL = tuple(range(PAIRS))

@@ -116,10 +116,11 @@ class TestText:
         assert lines[3].split() == ["periodic", "SequenceFE", "<", "0.6", "2", "1.2%"]
         assert lines[4].split() == ["-", "rhythm", "8", "cycles", "or", "more", "2", "1.2%"]
         assert lines[5].split() == ["-", "drift", "fewer", "than", "8", "0", "0.0%"]
-        assert lines[6].split() == ["undefined", "SpectrumFE", "1", "0.6%"]
-        assert lines[7].split() == ["undefined", "SequenceFE", "1", "0.6%"]
-        assert lines[8].split() == ["silent", "norm", "always", "0", "1", "0.6%"]
-        assert len({len(line) for line in lines[1:9]}) == 1
+        assert lines[6].split()[:6] == ["-", "red", "noise", "passes", "for", "rhythm"]
+        assert lines[7].split() == ["undefined", "SpectrumFE", "1", "0.6%"]
+        assert lines[8].split() == ["undefined", "SequenceFE", "1", "0.6%"]
+        assert lines[9].split() == ["silent", "norm", "always", "0", "1", "0.6%"]
+        assert len({len(line) for line in lines[1:10]}) == 1
 
     def test_kinds_of_periodic_pairs_are_told_only_where_there_are_any(self) -> None:
         lines = summary_text(one_head([0.3], 1, [0.9])).splitlines()
@@ -127,16 +128,16 @@ class TestText:
 
     def test_strongest_bands(self) -> None:
         lines = summary_text(synthetic_result(), strongest=2).splitlines()
-        assert lines[9].strip() == "strongest bands"
-        assert lines[10].split("  ")[-1] == "norm / head mean"
-        cells = lines[11].split()
+        assert lines[10].strip() == "strongest bands"
+        assert lines[11].split("  ")[-1] == "norm / head mean"
+        cells = lines[12].split()
         assert cells[:4] == [str(BAND_HEAD[0]), str(BAND_HEAD[1]), "4-6", "63-199"]
         assert 0.08 < float(cells[4]) < 0.12
         assert float(cells[5]) > 2
-        assert lines[12].split()[3] == "inf"
-        assert len({len(line) for line in lines[10:13]}) == 1
-        assert lines[13] == ""
-        assert lines[14].startswith("key: 60 pairs in 4 layers x 1 head,")
+        assert lines[13].split()[3] == "inf"
+        assert len({len(line) for line in lines[11:14]}) == 1
+        assert lines[14] == ""
+        assert lines[15].startswith("key: 60 pairs in 4 layers x 1 head,")
 
     def test_plain_ascii_without_a_last_newline(self) -> None:
         text = summary_text(synthetic_result())

@@ -12,6 +12,7 @@ import xarray as xr
 from ropescope.base.axes import HEAD_AXIS, LAYER, PAIR, STREAMS
 from ropescope.base.counting import counted
 from ropescope.measurement.names import model_name
+from ropescope.measurement.red_noise import expected_rhythms
 from ropescope.measurement.results import ROTARY, provenance, short_name, stream_data, wavelength
 from ropescope.measurement.summary import Counts, counts, format_tokens
 
@@ -98,13 +99,15 @@ def _rotation(result: xr.DataTree) -> Rows:
         ("pairing", ", ".join(dict.fromkeys(str(pairing) for pairing in rotary["pairing"].values))),
         ("wavelengths", span),
         ("layers without rotation (NoPE)", _spans(rotary[LAYER].values[~turning.values].tolist()) or "none"),
-        ("periodic pairs", ", ".join(_periodic(*item) for item in found.items())),
+        ("periodic pairs", ", ".join(_periodic(result, *item) for item in found.items())),
         ("silent pairs (always zero)", ", ".join(f"{of.silent} {stream}" for stream, of in found.items())),
     ]
 
 
-def _periodic(stream: str, found: Counts) -> str:
-    kinds = f" ({found.rhythm} with a rhythm, {found.drift} drifting)" if found.periodic else ""
+def _periodic(result: xr.DataTree, stream: str, found: Counts) -> str:
+    red = expected_rhythms(result, stream)
+    noise = "" if red is None else f"; of as much red noise {red:.1f} would have a rhythm"
+    kinds = f" ({found.rhythm} with a rhythm, {found.drift} drifting{noise})" if found.periodic else ""
     return f"{found.periodic} {stream}{kinds}"
 
 

@@ -13,8 +13,8 @@ from ropescope.base.selections import BANDS, PERIODIC, Selection
 from ropescope.base.statistics import jackknife
 from ropescope.evaluation.claims.evidence import Evidence
 from ropescope.evaluation.claims.findings import Control, Finding, above, below, judged, unknown
-from ropescope.evaluation.claims.red_noise import rhythm_of_red_noise
 from ropescope.measurement.periods import RHYTHM, kinds
+from ropescope.measurement.red_noise import rhythm_of_red_noise
 from ropescope.measurement.results import mean_over_sequences, rotated_layers, stream_data, window_length
 
 # Fewer layers, or pairs in question, say nothing of others like them.
