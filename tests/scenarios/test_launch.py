@@ -17,6 +17,7 @@ import pytest
 
 import ropescope as rs
 from checkout import SUPPORT
+from forking import forked
 from launching import TIMEOUT, environment, free_port, heed_interrupts, run, torchrun
 from ropescope import cli
 from ropescope.base.errors import InputError
@@ -268,11 +269,11 @@ def test_a_signal_ends_a_process_that_waits(number: signal.Signals, rank: str, m
 
 @pytest.mark.slow
 def test_processes_started_by_hand_come_together(measuring: list[str], tmp_path: Path) -> None:
-    port = str(free_port())
-    with started([*COMMAND, *measuring], RANK="1", MASTER_PORT=port) as other:
-        code, output, errors = told([*COMMAND, *measuring], MASTER_PORT=port)
-        assert (code, other.wait(TIMEOUT)) == (0, 0), errors
-    assert "result: " in output and (tmp_path / "result.nc").exists()
+    alike = LEFT | {"MASTER_PORT": str(free_port())}
+    code = "import sys; from ropescope.cli import main; main(sys.argv[1:])"
+    first, other = forked(code, *measuring, environments=[alike, alike | {"RANK": "1"}])
+    assert (first.returncode, other.returncode) == (0, 0), first.stderr
+    assert "result: " in first.stdout and (tmp_path / "result.nc").exists()
 
 
 @pytest.mark.slow

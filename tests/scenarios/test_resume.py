@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ import pytest
 import xarray as xr
 
 from architectures import LLAMA, tokens
-from launching import environment
+from forking import forked
 from ropescope.base.errors import ResultError
 from ropescope.measurement import measure as measurement
 from ropescope.measurement.measure import measure
@@ -189,7 +187,7 @@ KILLED = """
     from ropescope.run.collectives import WorkerError
 
     torch.set_num_threads(1)
-    model, windows = LLAMA.shared(), tokens(24, 96)
+    model, windows = LLAMA.shared(), tokens(12, 96)
     result = rs.measure(model, windows, frame_length=32, hop_length=16)
     masks = {"high": rs.select(result, "pair >= 5"), "low": rs.select(result, "pair < 2")}
     folder, random = Path(sys.argv[1]), random.Random(0)
@@ -198,7 +196,8 @@ KILLED = """
         rs.measure(model, windows, frame_length=32, hop_length=16, path=path, group=group)
 
     def swept(path, group):
-        rs.sweep(model, windows[:3], masks, controls=Controls(seeds=(0,)), path=path, group=group)
+        both = {"path": path, "group": group}
+        rs.sweep(model, windows[:3], masks, alphas=(0, 0.3, 0.6), controls=Controls(seeds=(0,)), **both)
 
     def weighed(path, group):
         rs.importance(model, windows[:, :24], path=path, group=group)
@@ -263,12 +262,6 @@ KILLED = """
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the test forks")
 def test_killed_processes_end_with_the_same_bytes(tmp_path: Path) -> None:
     """SIGKILL strikes one of two processes, the other, or both, at fourteen random moments; one or three go on."""
-    ran = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(KILLED), tmp_path],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    (ran,) = forked(textwrap.dedent(KILLED), tmp_path)
     assert ran.stdout == "same\n", ran.stderr
     assert ran.returncode != -signal.SIGKILL

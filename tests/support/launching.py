@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
-from checkout import SUPPORT
-
-JOBS = str(SUPPORT / "worker_jobs.py")
-TIMEOUT = 300
+from forking import TIMEOUT, environment, forked
 
 
 def heed_interrupts() -> None:
@@ -33,16 +29,14 @@ def free_port() -> int:
     return port
 
 
-def environment() -> dict[str, str]:
-    """That of this process, its own import path included, so that what is started imports what this process does."""
-    path = os.pathsep.join([str(SUPPORT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-
-
 def run(command: list[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=TIMEOUT)
 
 
 def run_job(processes: int, job: str, folder: Path) -> None:
-    ran = run([sys.executable, JOBS, job, str(folder), str(processes), str(free_port())])
-    assert ran.returncode == 0, ran.stderr
+    """What torchrun would start, forked."""
+    meeting = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    places = [meeting | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
+    code = "import sys, worker_jobs; worker_jobs.take_part(*sys.argv[1:])"
+    for ran in forked(code, job, folder, environments=places):
+        assert ran.returncode == 0, ran.stderr

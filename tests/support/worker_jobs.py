@@ -1,14 +1,8 @@
-"""What several processes do together in tests; each job compares with one process and ends silently, or raises.
-
-python tests/support/worker_jobs.py windows FOLDER 2 PORT
-"""
+"""What several processes do together in tests; each job compares with one process and ends silently, or raises."""
 
 from __future__ import annotations
 
 import hashlib
-import os
-import sys
-import traceback
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -258,32 +252,9 @@ def save_models(folder: Path) -> None:
         byte_level_tokenizer().save_pretrained(folder / str(architecture))
 
 
-def start(job: str, folder: Path, processes: int, port: int) -> list[int]:
-    """What processes forked from this one end with: what is imported already is not imported by each."""
-    children = []
-    for rank in range(processes):
-        if child := os.fork():
-            children.append(child)
-            continue
-        try:
-            take_part(job, folder, {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "MASTER_PORT": port})
-            code = 0
-        except BaseException:
-            traceback.print_exc()
-            code = 1
-        sys.stderr.flush()
-        os._exit(code)
-    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-
-
-def take_part(job: str, folder: Path, place: dict[str, int]) -> None:
-    """What torchrun would start, in this process."""
-    os.environ |= {name: str(value) for name, value in place.items()} | {"MASTER_ADDR": "127.0.0.1"}
+def take_part(job: str, folder: str) -> None:
+    """What each of the processes runs."""
     torch.set_num_threads(1)
     with launched() as workers:
-        JOBS[job](workers, folder)
+        JOBS[job](workers, Path(folder))
         distributed.barrier()
-
-
-if __name__ == "__main__":
-    sys.exit(any(start(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))))

@@ -6,8 +6,6 @@ import csv
 import functools
 import io
 import os
-import subprocess
-import sys
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ import torch
 import xarray as xr
 
 from architectures import GEMMA4, LLAMA, QWEN3_NEXT, Architecture, state_of, tokens
-from launching import environment
+from forking import forked
 from ropescope.base.errors import InputError, ResultError
 from ropescope.compression.planning import plan_keys
 from ropescope.compression.plans import KeyPlan
@@ -176,8 +174,7 @@ KILLED = """
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the test forks")
 def test_a_run_killed_while_calibrating_or_judging_goes_on(tmp_path: Path) -> None:
-    command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(KILLED), tmp_path]
-    ran = subprocess.run(command, env=environment(), capture_output=True, text=True)
+    (ran,) = forked(textwrap.dedent(KILLED), tmp_path)
     assert ran.stdout == "same\n", ran.stderr
 
 

@@ -23,7 +23,7 @@ from safetensors.numpy import save
 from scipy import stats
 
 from architectures import LLAMA, QWEN3, state_of, tokens
-from launching import environment
+from forking import forked
 from ropescope.base.errors import InputError, ResultError
 from ropescope.evaluation.perplexity import perplexity
 from ropescope.evaluation.sweep import sweeping as sweep_module
@@ -206,12 +206,7 @@ KILLED = """
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the test forks")
 def test_killed_runs_end_with_the_same_bytes(tmp_path: Path) -> None:
     """11 files are put in place: the configuration, 9 cells, the dataset; SIGKILL strikes just before or after one."""
-    ran = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(KILLED), tmp_path],
-        env=environment(),
-        capture_output=True,
-        text=True,
-    )
+    (ran,) = forked(textwrap.dedent(KILLED), tmp_path)
     assert ran.stdout == "same\n", ran.stderr
 
 

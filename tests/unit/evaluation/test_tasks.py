@@ -6,9 +6,7 @@ import csv
 import importlib.util
 import io
 import json
-import os
 import re
-import subprocess
 import sys
 from functools import cache
 from pathlib import Path
@@ -19,6 +17,7 @@ import pytest
 import xarray as xr
 
 from architectures import LLAMA, state_of, tokens
+from forking import forked
 from harness_tasks import DATA, multiple_choice, write, write_tasks
 from launching import run_job
 from ropescope.base.errors import InputError, MissingExtraError, ResultError, TaskError
@@ -161,8 +160,7 @@ def test_the_plain_column_is_what_the_harness_itself_prints(
     arguments = {"model": "hf", "device": "cpu", "batch_size": 4, "limit": 12, "tasks": "both,rolling"}
     arguments |= {"model_args": f"pretrained={saved},dtype=float32", "include_path": folder, "output_path": tmp_path}
     command = [part for name, value in arguments.items() for part in (f"--{name}", str(value))]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    ran = subprocess.run([sys.executable, "-m", "lm_eval", *command], env=environment, capture_output=True, text=True)
+    (ran,) = forked("import runpy; runpy.run_module('lm_eval', run_name='__main__')", *command)
     assert ran.returncode == 0, ran.stderr
     written = json.loads(next(tmp_path.rglob("results_*.json")).read_text())
     theirs = {**written["results"], **written["groups"]}
