@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import xarray as xr
 
 from ropescope.base.errors import ResultError
 from ropescope.base.files import written_whole
-from ropescope.base.netcdf import reading
+from ropescope.base.netcdf import read_groups, reading
 
 
 @dataclass(frozen=True)
@@ -64,8 +63,7 @@ class Schema:
             if not Path(path).is_file():
                 kind = "is a folder" if Path(path).is_dir() else "does not exist"
                 raise ResultError(f"cannot read {path}: it {kind}; give a file written by '{self.command}'")
-            with closing(xr.open_dataset(path, engine="h5netcdf", decode_times=False)) as opened:
-                data = opened.load().drop_encoding()
+            data = read_groups(Path(path))["/"]
         self.check(data, str(path))
         return data
 

@@ -464,8 +464,7 @@ class TestOutOfReach:
         def fail(*_: object, **__: object) -> None:
             raise raised
 
-        for name in ("open_datatree", "open_dataset"):
-            monkeypatch.setattr(xr, name, fail)
+        monkeypatch.setattr(h5py, "File", fail)
         with pytest.raises(UnreadableError) as caught:
             read(saved)
         assert str(caught.value) == f"cannot read {saved} now: {reason}; it is left as it is"
@@ -485,6 +484,6 @@ class TestOutOfReach:
         def fail(*_: object, **__: object) -> None:
             raise raised
 
-        monkeypatch.setattr(xr, "open_datatree", fail)
+        monkeypatch.setattr(h5py, "File", fail)
         with pytest.raises(ResultError, match="is damaged or cut short"):
             load(saved)
