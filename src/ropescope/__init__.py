@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from ropescope.analysis.agreement import compare as compare
     from ropescope.analysis.comparison_in_words import same_places as same_places
     from ropescope.analysis.comparison_in_words import spread_compared as spread_compared
-    from ropescope.analysis.heads import default_heads as default_heads
     from ropescope.analysis.importance_in_words import importance_foretold as importance_foretold
     from ropescope.analysis.importance_shares import importance_shares as importance_shares
     from ropescope.analysis.places import localise as localise
@@ -78,6 +77,7 @@ if TYPE_CHECKING:
     from ropescope.interventions.masks import PairMask as PairMask
     from ropescope.interventions.selection import select as select
     from ropescope.interventions.weighting import weighted_rope as weighted_rope
+    from ropescope.measurement.heads import default_heads as default_heads
     from ropescope.measurement.importance import importance as importance
     from ropescope.measurement.joining import joined as joined
     from ropescope.measurement.labelling import label_pairs as label_pairs
@@ -160,7 +160,7 @@ _HOME = {
     "same_places": "analysis.comparison_in_words",
     "spread_compared": "analysis.comparison_in_words",
     "where_bands_live": "analysis.places_in_words",
-    "default_heads": "analysis.heads",
+    "default_heads": "measurement.heads",
     "panel": "display.figures.heads",
     "overview": "display.figures.maps",
     "importance_scatter": "display.figures.importance",

@@ -68,7 +68,8 @@ def test_measure_writes_a_result_with_provenance_and_prints_a_summary(measured, 
     output = capsys.readouterr().out
     result = rs.load(tmp_path / "result.nc")
     assert result["query"].spectrum_fe.sizes == {"sequence": 2, "layer": 2, "head": 4, "pair": 4}
-    assert result["query"].kept_head.values.tolist() == [0, 0]
+    kept = list(zip(result["query"].kept_layer.values.tolist(), result["query"].kept_head.values.tolist(), strict=True))
+    assert kept == sorted({(0, 0), (1, 0)} | set(rs.default_heads(result)))
     for word in ("bands", "outliers", "periodic", "undefined", "strongest bands", "wavelength", "result.nc"):
         assert word in output
     assert {path.name for path in tmp_path.iterdir()} == {"text.txt", "result.nc"}

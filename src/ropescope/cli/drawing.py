@@ -106,7 +106,7 @@ def draw_result(
     importance: xr.DataTree | None = None,
 ) -> Iterable[Path]:
     """Panel and overview of each stream, and a map of every variable that was joined; importance joined if given."""
-    from ropescope.analysis.heads import key_heads
+    from ropescope.measurement.heads import key_heads
     from ropescope.measurement.joining import joined
 
     make_folder(folder)
@@ -126,9 +126,9 @@ def draw_result(
 
 def _of_stream(result: xr.DataTree, heads: list[tuple[int, int]], stream: str) -> Iterator[tuple[str, Figure]]:
     """Figures of one stream by the end of their name."""
-    from ropescope.analysis.heads import default_heads
     from ropescope.display.figures.heads import panel
     from ropescope.display.figures.maps import overview, variable_map
+    from ropescope.measurement.heads import default_heads
     from ropescope.measurement.joining import further_variables
     from ropescope.measurement.results import stream_data
 

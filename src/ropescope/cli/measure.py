@@ -33,6 +33,8 @@ from ropescope.cli.printing import say
 if TYPE_CHECKING:
     import xarray as xr
 
+    from ropescope.measurement.measure import NormHeads
+
 # Outliers, periodic pairs and silent places that are named after the summary.
 _NAMED = 3
 
@@ -66,7 +68,7 @@ def measure(
     """
     import ropescope as rs
 
-    norm_heads = parse_heads(how.norm_heads)
+    norm_heads: NormHeads = "auto" if how.norm_heads == ("auto",) else parse_heads(how.norm_heads)
     check_model(options)
     check_text(text)
     check_frames(text.length, how.frame_length, how.hop_length)

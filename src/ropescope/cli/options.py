@@ -137,8 +137,8 @@ class MeasureOptions:
     "Analysis window: hann, hamming, blackman or rectangular."
     batch_size: int | Literal["auto"] = 1
     "Windows in one forward pass; auto takes as many as the memory of the GPU holds."
-    norm_heads: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative="")] = ("*:0",)
-    "LAYER:HEAD whose norms are kept for heatmaps; `*` is every one, `none` keeps none. Default head 0 of every layer."
+    norm_heads: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative="")] = ("auto",)
+    "LAYER:HEAD whose norms are kept for heatmaps; `*`: every one, `none`: none, auto: those that figures draw."
 
 
 def check_model(options: ModelOptions) -> None:

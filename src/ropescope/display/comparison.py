@@ -116,9 +116,9 @@ class Comparison:
         return dict(self._drawn(heads, streams))
 
     def _drawn(self, heads: Sequence[tuple[int, int]], streams: Sequence[str]) -> Iterator[tuple[str, Figure]]:
-        from ropescope.analysis.heads import default_heads
         from ropescope.display.figures.side_by_side import side_by_side
         from ropescope.display.figures.spread import bands_over_wavelength, spread_curves
+        from ropescope.measurement.heads import default_heads
 
         first, *others = self.results.values()
         if self.pairwise:

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from ropescope.base.arguments import AUTO, BatchSize, check_analysis_window, che
 from ropescope.base.errors import InputError, NonFiniteError
 from ropescope.base.facts import versions
 from ropescope.measurement.assembly import Collection
+from ropescope.measurement.heads import with_norms_worth_seeing
 from ropescope.measurement.reduction import LARGEST_NORM, Frames, PassEnded, Reducer
 from ropescope.measurement.results import load, recorded_facts, save
 from ropescope.model.access import check_windows, input_device, undisturbed
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
     from ropescope.base.axes import TokenIds
 
+NormHeads = Iterable[tuple[int | None, int | None]] | Literal["auto"]
 _HEATMAP_STRETCHES = 512
 
 
@@ -52,7 +54,7 @@ def measure(
     hop_length: int = 512,
     window: str = "hann",
     batch_size: BatchSize = 1,
-    norm_heads: Iterable[tuple[int | None, int | None]] = (),
+    norm_heads: NormHeads = (),
     path: str | Path | None = None,
     overwrite: bool = False,
     group: ProcessGroup | None = None,
@@ -73,6 +75,8 @@ def measure(
     norm_heads
         (layer, query head) whose norms over the first window are kept for heatmaps; None stands for every layer or
         head. Keys keep the key head that serves the query head. More than 512 positions are averaged to at most that.
+        "auto" keeps those of the first head of every layer and of the heads worth seeing, which
+        :func:`ropescope.default_heads` finds once all windows are measured; until then those of all heads are held.
     path
         NetCDF file for the result. Beside it a folder ``<path>.partial`` keeps every finished batch until the file is
         complete: the same call after a crash goes on there, and ends with the same bytes.
@@ -127,7 +131,7 @@ def measure(
     batches = batches_of(batch_size, model.device.type, workers)
     card = probe(model, positions=windows.shape[1])
     reducer = _reducer(model, card, frames, norm_heads)
-    facts = _facts(model, windows, reducer, batch_size)
+    facts = _facts(model, windows, reducer, batch_size, automatic=norm_heads == AUTO)
     output = Output(
         path=path,
         overwrite=overwrite,
@@ -137,11 +141,11 @@ def measure(
         save=save,
         recorded=recorded_facts,
     )
-    run = _Pass(model, windows, reducer, batches)
 
     def made(cells: Cells) -> xr.DataTree:
-        collection = run.collected(cells, card)
-        return collection.result(_provenance(facts, collection, cells.begun()))
+        collection = _Pass(model, windows, reducer, batches).collected(cells, card)
+        result = collection.result(_provenance(facts, collection, cells.begun()))
+        return with_norms_worth_seeing(result) if norm_heads == AUTO else result
 
     return output.finished_or_made(Cells("measure", "window", workers, progress), made)
 
@@ -199,13 +203,11 @@ def _locate_non_finite(model: PreTrainedModel, batch: TokenIds) -> None:
     raise NonFiniteError(f"pair norms exceed {LARGEST_NORM:.0e}, so their power overflows float32; check the weights")
 
 
-def _reducer(
-    model: PreTrainedModel, card: RotaryCard, frames: Frames, norm_heads: Iterable[tuple[int | None, int | None]]
-) -> Reducer:
+def _reducer(model: PreTrainedModel, card: RotaryCard, frames: Frames, norm_heads: NormHeads) -> Reducer:
     return Reducer(
         rotations={rotation.layer: rotation for rotation in card.layers},
         frames=frames,
-        kept=_kept_heads(card, norm_heads),
+        kept=_kept_heads(card, [(None, None)] if isinstance(norm_heads, str) else norm_heads),
         stretch=math.ceil(card.positions / _HEATMAP_STRETCHES),
         ends_early=not _offloaded(model),
     )
@@ -227,14 +229,16 @@ def _kept_heads(card: RotaryCard, wanted: Iterable[tuple[int | None, int | None]
     return {layer: sorted(heads) for layer, heads in kept.items()}
 
 
-def _facts(model: PreTrainedModel, windows: TokenIds, reducer: Reducer, batch_size: BatchSize) -> dict[str, Any]:
+def _facts(
+    model: PreTrainedModel, windows: TokenIds, reducer: Reducer, batch_size: BatchSize, *, automatic: bool
+) -> dict[str, Any]:
     """All that decides the values of a window."""
     return {
         "ropescope": version("ropescope"),
         "model": model_provenance(model),
         "windows": windows_protocol(windows),
         "parameters": {"length": windows.shape[1], **asdict(reducer.frames), "batch_size": batch_size},
-        "norm_heads": [[layer, list(heads)] for layer, heads in sorted(reducer.kept.items())],
+        "norm_heads": AUTO if automatic else [[layer, list(heads)] for layer, heads in sorted(reducer.kept.items())],
         "versions": versions("torch", "transformers", "numpy", "xarray"),
     }
 

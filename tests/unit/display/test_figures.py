@@ -13,11 +13,11 @@ import xarray as xr
 from matplotlib.axes import Axes
 
 from drawn import columns, curve
-from ropescope.analysis.heads import default_heads, key_heads
 from ropescope.base.entropy import spectrum_fe, white_noise_entropy
 from ropescope.base.errors import InputError
 from ropescope.display.figures.heads import panel
 from ropescope.display.figures.maps import overview
+from ropescope.measurement.heads import default_heads, key_heads
 from ropescope.measurement.results import load, mean_over_sequences, save, stream_data
 from synthetic import BAND_HEAD, OUTLIER_PAIR, PERIODIC_HEAD, PERIODIC_PAIRS, UNDEFINED, synthetic_result
 
@@ -97,7 +97,7 @@ class TestPanel:
         np.testing.assert_allclose(image.get_array(), stream_data(result, "query")["norm"][1])
         assert image.get_extent() == [0, 4096, -0.5, 15.5]
         assert grid[2, 1].get_xlabel() == "position n (tokens)"
-        assert texts(grid[2, 2]) == ["norms not kept: measure with\nnorm_heads=[(layer, query head), ...]"]
+        assert texts(grid[2, 2]) == ["norms not kept when layer 3,\nhead 2 was measured"]
         assert not grid[2, 2].images
 
     def test_caption(self, result: xr.DataTree) -> None:
@@ -226,10 +226,15 @@ class TestDefaultHeads:
         result["query"]["spectrum_fe"][:, 3, 2, 5] = 0.9
         assert default_heads(result) == [BAND_HEAD, PERIODIC_HEAD, (3, 2)]
 
-    def test_kept_norms_come_first(self) -> None:
-        chosen = default_heads(synthetic_result(kept=[(0, 0), (2, 1), (3, 0)]))
-        assert chosen[1] in {(0, 0), (2, 1)}
-        assert chosen[2] == (3, 0)
+    def test_what_is_worth_seeing_does_not_depend_on_whose_norms_were_kept(self) -> None:
+        kept = synthetic_result(kept=[(0, 0), (2, 1), (3, 0)])
+        assert default_heads(kept) == default_heads(synthetic_result())
+
+    def test_the_head_of_most_outliers_stands_before_one_of_a_single_higher_one(self) -> None:
+        result = synthetic_result(nope_layers=())
+        result["query"]["spectrum_fe"][:, 3, 2, 5] = 0.9
+        result["query"]["spectrum_fe"][:, 1, 2, 4:7] = 0.5
+        assert default_heads(result)[2] == (1, 2)
 
     def test_no_head_twice(self) -> None:
         result = synthetic_result(layers=1, heads=2, nope_layers=(), padded=False)

@@ -39,8 +39,9 @@ from matrix import every_architecture
 from ropescope.base.errors import InputError, ModelError, NonFiniteError, RopescopeError
 from ropescope.measurement import measure as measurement
 from ropescope.measurement import reduction
+from ropescope.measurement.heads import default_heads
 from ropescope.measurement.measure import measure
-from ropescope.measurement.results import provenance
+from ropescope.measurement.results import kept_heads, provenance, stream_data
 from ropescope.model.attention import AttentionCall, intercepted
 from ropescope.model.windows import TokenWindows
 
@@ -562,3 +563,18 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
         """
     )
     assert (run.returncode, run.stdout) == (0, "[]\n"), run.stderr
+
+
+def test_norms_are_kept_of_the_heads_worth_seeing_and_of_the_first_of_every_layer():
+    model, windows = LLAMA.shared(), tokens(2, LENGTH)
+    every = measure(model, windows, norm_heads=[(None, None)], **FRAMES)
+    found = measure(model, windows, norm_heads="auto", **FRAMES)
+    assert provenance(found)["norm_heads"] == "auto"
+    for stream in ("query", "key"):
+        places = kept_heads(stream_data(found, stream), stream)
+        layers = stream_data(found, stream)["layer"].values.tolist()
+        assert places == sorted({(layer, 0) for layer in layers} | set(default_heads(found, stream)))
+        all_places = kept_heads(stream_data(every, stream), stream)
+        rows = [all_places.index(place) for place in places]
+        np.testing.assert_array_equal(found[stream]["norm"].values, every[stream]["norm"].values[rows])
+    assert any(head for _, head in kept_heads(stream_data(found, "query"), "query"))

@@ -180,7 +180,7 @@ def _draw_on_floor(axes: Axes, pair: np.ndarray, word: str) -> None:
 def _draw_norms(figure: Figure, axes: Axes, data: xr.Dataset, stream: str, place: tuple[int, int]) -> None:
     kept = place in kept_heads(data, stream)
     if not kept or 0 not in data[SEQUENCE].values:
-        missing = "not kept: measure with\nnorm_heads=[(layer, query head), ...]"
+        missing = f"not kept when layer {place[0]},\nhead {place[1]} was measured"
         draw_nothing(axes, f"norms {'kept for sequence 0 only' if kept else missing}")
         axes.set_ylim(-0.5, data.sizes[PAIR] - 0.5)
         return

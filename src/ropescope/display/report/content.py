@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from ropescope.analysis.heads import default_heads
 from ropescope.base.axes import BIN, HEAD_AXIS, HEAD_NAMES, LAYER, PAIR, POSITION, SEQUENCE, STREAM_NAMES, STREAMS
 from ropescope.base.counting import counted
 from ropescope.base.selections import PAPER, SCALES, SILENT, VARIABLE_LABELS, Selection
@@ -28,6 +27,7 @@ from ropescope.display.report.encoding import (
     packed,
 )
 from ropescope.evaluation.sweep.dataset import ALPHA, ARM, LOWEST_NORM, RANDOM, SELECTION, STREAM
+from ropescope.measurement.heads import default_heads
 from ropescope.measurement.reference_lines import constant_entropy, noise_entropy
 from ropescope.measurement.results import (
     KEPT,

@@ -8,7 +8,8 @@ import numpy as np
 import xarray as xr
 
 from ropescope.base.axes import HEAD_AXIS, LAYER, PAIR, SEQUENCE, STREAMS
-from ropescope.measurement.results import kept_heads, mean_over_sequences, rotated_layers, stream_data
+from ropescope.base.selections import OUTLIERS
+from ropescope.measurement.results import KEPT, kept_heads, mean_over_sequences, rotated_layers, stream_data
 from ropescope.measurement.summary import bands
 
 
@@ -16,7 +17,7 @@ def default_heads(result: xr.DataTree, stream: str = "query") -> list[tuple[int,
     """Choose up to three heads worth looking at.
 
     In rotated layers, the head with the strongest band and the one with the lowest SequenceFE; then the strongest
-    band of a layer without rotation or, if there is none, the highest SpectrumFE. Heads with kept norms come first.
+    band of a layer without rotation or, if there is none, the head with the most outliers.
 
     Parameters
     ----------
@@ -40,19 +41,16 @@ def default_heads(result: xr.DataTree, stream: str = "query") -> list[tuple[int,
     >>> default_heads(result, "key")  # doctest: +SKIP
     [(6, 0), (1, 2), (20, 1)]
     """
-    data = stream_data(result, stream)
-    mean = mean_over_sequences(data)
-    kept = kept_heads(data, stream)
+    mean = mean_over_sequences(stream_data(result, stream))
     turning = rotated_layers(result)
     if not turning.any():
         turning = ~turning
     loudest = _loudest_bands(result, stream, mean["spectrum_fe"].min(PAIR))
     wanted = [loudest.where(turning), -mean["sequence_fe"].min(PAIR).where(turning)]
-    wanted.append(mean["spectrum_fe"].max(PAIR) if turning.all() else loudest.where(~turning))
+    wanted.append(_outliers(mean) if turning.all() else loudest.where(~turning))
     chosen: list[tuple[int, int]] = []
     for scores in wanted:
-        ranked = [place for place in _ranked(scores) if place not in chosen]
-        chosen += ([place for place in ranked if place in kept] or ranked)[:1]
+        chosen += [place for place in _ranked(scores) if place not in chosen][:1]
     return chosen
 
 
@@ -78,6 +76,25 @@ def key_heads(result: xr.DataTree, heads: Iterable[tuple[int, int]]) -> list[tup
         query, key = (counts[stream].get(layer, 0) for stream in STREAMS)
         found.append((layer, head // (query // key) if 0 <= head < query and key else head))
     return list(dict.fromkeys(found))
+
+
+def with_norms_worth_seeing(result: xr.DataTree) -> xr.DataTree:
+    """A result whose kept norms are those of the first head of every layer and of the default heads of each stream."""
+    groups = {group: node.to_dataset() for group, node in result.children.items()}
+    for stream in STREAMS:
+        wanted, places = default_heads(result, stream), kept_heads(groups[stream], stream)
+        shown = [row for row, place in enumerate(places) if place[1] == 0 or place in wanted]
+        groups[stream] = groups[stream].isel({KEPT: shown})
+    found = xr.DataTree.from_dict(groups)
+    found.attrs = result.attrs
+    return found
+
+
+def _outliers(mean: xr.Dataset) -> xr.DataArray:
+    """How many pairs of each head are outliers; among as many, the highest SpectrumFE decides."""
+    highest = mean["spectrum_fe"].max(PAIR)
+    counts: xr.DataArray = OUTLIERS.holds(mean["spectrum_fe"]).sum(PAIR)
+    return counts + highest
 
 
 def _loudest_bands(result: xr.DataTree, stream: str, like: xr.DataArray) -> xr.DataArray:
