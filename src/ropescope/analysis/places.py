@@ -51,16 +51,29 @@ def localise(result: xr.DataTree) -> xr.DataTree:
     return xr.DataTree.from_dict({f"/{stream}": _stream(result, stream, masks) for stream in STREAMS})
 
 
-def _stream(result: xr.DataTree, stream: str, masks: Mapping[str, PairMask]) -> xr.Dataset:
-    members = xr.concat([mask.streams()[stream] for mask in masks.values()], xr.Variable(SELECTION, list(masks)))
-    present, turns, lower = masks[BANDS.name].present(stream), wavelength(result), octaves(result)
+def bands_over_octaves(result: xr.DataTree, stream: str) -> xr.Dataset:
+    """`pairs` and `members` of :func:`localise` for bands alone, and nothing else, which is soon counted."""
+    return _counts(result, stream, {BANDS.name: select(result, BANDS.name)})
+
+
+def _counts(result: xr.DataTree, stream: str, masks: Mapping[str, PairMask]) -> xr.Dataset:
+    lower, within = octaves(result), [HEAD_AXIS[stream], PAIR]
     edges = np.unique(lower.values[lower.notnull().values])
     flags = lower == xr.DataArray(edges, coords={OCTAVE: edges}, dims=OCTAVE)
+    pairs = (masks[BANDS.name].present(stream) & flags).sum(within)
+    return xr.Dataset({"pairs": pairs, "members": (_members(stream, masks) & flags).sum(within)})
+
+
+def _members(stream: str, masks: Mapping[str, PairMask]) -> xr.DataArray:
+    return xr.concat([mask.streams()[stream] for mask in masks.values()], xr.Variable(SELECTION, list(masks)))
+
+
+def _stream(result: xr.DataTree, stream: str, masks: Mapping[str, PairMask]) -> xr.Dataset:
+    members, turns = _members(stream, masks), wavelength(result)
     rotated, within = result.children[ROTARY].to_dataset()["rotated"].any(PAIR), [HEAD_AXIS[stream], PAIR]
     values = {
         "share": variance_shares(result, stream),
-        "pairs": (present & flags).sum(within),
-        "members": (members & flags).sum(within),
+        **_counts(result, stream, masks).data_vars,
         "median_wavelength": turns.where(members).median(within),
         "slow_share": _slow_share(members.sum(HEAD_AXIS[stream]), turns),
         "rotated": rotated,

@@ -11,7 +11,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from ropescope.analysis.distributions import DEPTH, RESULT, STREAM, distributions
-from ropescope.analysis.places import OCTAVE, SELECTION, localise
+from ropescope.analysis.places import OCTAVE, SELECTION, bands_over_octaves
 from ropescope.analysis.places_in_words import octave_name
 from ropescope.base.axes import LAYER, STREAM_NAMES, STREAMS
 from ropescope.base.selections import BANDS, PAPER
@@ -99,12 +99,11 @@ def bands_over_wavelength(result: xr.DataTree, name: str = "") -> Figure:
     --------
     >>> bands_over_wavelength(rs.load("qwen3.nc"), "Qwen3").savefig("bands.png")  # doctest: +SKIP
     """
-    tree = localise(result)
     rows = stream_data(result, STREAMS[0]).sizes[LAYER]
     figure = Figure(figsize=(10.5, 3.2 + min(max(0.12 * rows, 1.2), 5)), layout="constrained")
     grid = figure.subplots(2, 2, sharex=True, sharey="row", height_ratios=(1, 1 + min(rows, 48) / 16))
     for stream, (top, main) in zip(STREAMS, grid.T, strict=True):
-        data = tree.children[stream].to_dataset()
+        data = bands_over_octaves(result, stream)
         bands, pairs = data["members"].sel({SELECTION: BANDS.name}), data["pairs"]
         top.bar(np.arange(pairs.sizes[OCTAVE]), bands.sum(LAYER) / pairs.sum(LAYER), color=CURVE, width=0.85)
         top.set_title(f"bands among {STREAM_NAMES[stream]}", fontsize=SMALL + 3)
