@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import ropescope as rs
+from refusals import refusal
 from reported import small_sweep
 from ropescope import cli
 from ropescope.base.errors import InputError, ResultError, UnreadableError
@@ -198,3 +199,15 @@ def test_hdf5_itself_tells_a_lock_from_damage(tmp_path):
     with h5py.File(path, "w"):
         held = piped(f"import h5py; h5py.File({str(path)!r}, 'r')", tmp_path, subprocess.DEVNULL)
     assert "BlockingIOError: [Errno 11]" in held.stderr
+
+
+def test_a_figure_has_the_width_and_the_font_asked_for(results, tmp_path, capsys):
+    import matplotlib.image
+
+    file, folder = str(results / "one.nc"), str(tmp_path)
+    cli.main(["figures", file, "--stream", "key", "--width", "7", "--font", "DejaVu Serif", "--output-dir", folder])
+    assert matplotlib.image.imread(tmp_path / "one-key-overview.png").shape[1] == 1400
+    cli.main(["figures", file, "--stream", "key", "--format", "svg", "--font", "DejaVu Serif", "--output-dir", folder])
+    capsys.readouterr()
+    for wrong, words in ((["--width", "1"], "2 to 40 inches"), (["--font", "No Such"], "does not find")):
+        assert words in refusal(capsys, "figures", file, *wrong, "--output-dir", folder)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ropescope.base.axes import QUERY, STREAMS
-from ropescope.cli.drawing import draw_result, make_folder, save_figure
+from ropescope.cli.drawing import Formats, draw_result, make_folder, save_figure
 from ropescope.cli.options import PAPER_SELECTIONS, app
 from ropescope.cli.printing import say
 
@@ -40,7 +40,7 @@ def demo(*, output_dir: Path = Path("ropescope-demo")) -> None:
     rs.save(result, target)
     say(summary_text(result))
     say(f"\nresult: {target}")
-    for written in draw_result(result, "builtin", [], STREAMS, ("png",), output_dir):
+    for written in draw_result(result, "builtin", [], STREAMS, Formats(("png",)), output_dir):
         say(f"figure: {written}")
     say(_WHAT_TO_LOOK_AT)
     worth = _demo_importance(loaded, tokenizer, result, output_dir)

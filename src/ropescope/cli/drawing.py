@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,10 @@ from ropescope.cli.printing import say
 if TYPE_CHECKING:
     import xarray as xr
     from matplotlib.figure import Figure
+
+
+# Cells of maps are crisp at the width of a page's column.
+_DPI = 200
 
 
 def report_sweep(data: xr.Dataset, target: Path, model: str) -> None:
@@ -101,7 +106,7 @@ def draw_result(
     stem: str,
     heads: list[tuple[int | None, int | None]],
     streams: Iterable[str],
-    formats: Iterable[str],
+    formats: Formats,
     folder: Path,
     importance: xr.DataTree | None = None,
 ) -> Iterable[Path]:
@@ -138,7 +143,7 @@ def _of_stream(result: xr.DataTree, heads: list[tuple[int, int]], stream: str) -
         yield variable.name, variable_map(result, variable.name, stream)
 
 
-def draw_sweeps(paths: list[Path], formats: Iterable[str], folder: Path, labels: Sequence[str] = ()) -> Iterable[Path]:
+def draw_sweeps(paths: list[Path], formats: Formats, folder: Path, labels: Sequence[str] = ()) -> Iterable[Path]:
     """One figure of all sweeps."""
     from ropescope.evaluation.sweep.dataset import SWEEP
     from ropescope.measurement.names import called
@@ -151,9 +156,7 @@ def draw_sweeps(paths: list[Path], formats: Iterable[str], folder: Path, labels:
         yield from _saved(sweep_curves(sweeps), folder / f"{paths[0].stem}-curves", formats)
 
 
-def draw_frontiers(
-    paths: list[Path], formats: Iterable[str], folder: Path, labels: Sequence[str] = ()
-) -> Iterable[Path]:
+def draw_frontiers(paths: list[Path], formats: Formats, folder: Path, labels: Sequence[str] = ()) -> Iterable[Path]:
     """One figure of all frontiers of thin keys."""
     from ropescope.evaluation.frontier.dataset import FRONTIER
     from ropescope.measurement.names import called
@@ -166,7 +169,7 @@ def draw_frontiers(
         yield from _saved(frontier_curves(frontiers), folder / f"{paths[0].stem}-curves", formats)
 
 
-def draw_sets(paths: list[Path], formats: Iterable[str], folder: Path, labels: Sequence[str] = ()) -> Iterable[Path]:
+def draw_sets(paths: list[Path], formats: Formats, folder: Path, labels: Sequence[str] = ()) -> Iterable[Path]:
     """A figure for each validation of sets."""
     from ropescope.evaluation.set_prediction import SET_VALIDATION
     from ropescope.measurement.names import labelled
@@ -181,10 +184,42 @@ def draw_sets(paths: list[Path], formats: Iterable[str], folder: Path, labels: S
             yield from _saved(set_predictions(check), folder / path.stem, formats)
 
 
-def _saved(figure: Figure, stem: Path, formats: Iterable[str]) -> Iterator[Path]:
+@dataclass(frozen=True)
+class Formats:
+    """File formats of figures, and their width in inches and font where these are not the usual ones."""
+
+    extensions: Sequence[str]
+    width: float | None = None
+    font: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.width is not None and not 2 <= self.width <= 40:
+            raise InputError(f"got --width {self.width:g}; a figure is 2 to 40 inches wide")
+        if self.font is None:
+            return
+        from matplotlib.font_manager import findfont
+
+        try:
+            findfont(self.font, fallback_to_default=False)
+        except ValueError as error:
+            raise InputError(f"got --font {self.font!r}, which Matplotlib does not find; install it first") from error
+
+    def applied(self, figure: Figure) -> Figure:
+        """The figure at this width, as high in proportion, its words in this font and of their usual size."""
+        if self.width is not None:
+            figure.set_size_inches(figure.get_size_inches() * self.width / figure.get_size_inches()[0])
+        if self.font is not None:
+            from matplotlib.text import Text
+
+            for text in figure.findobj(Text):
+                text.set(fontfamily=self.font)
+        return figure
+
+
+def _saved(figure: Figure, stem: Path, formats: Formats) -> Iterator[Path]:
     """The figure in every format; a stem may hold a dot."""
-    for extension in formats:
-        yield save_figure(figure, stem.with_name(f"{stem.name}.{extension}"))
+    for extension in formats.extensions:
+        yield save_figure(formats.applied(figure), stem.with_name(f"{stem.name}.{extension}"))
 
 
 def save_figure(figure: Any, path: Path) -> Path:
@@ -194,7 +229,7 @@ def save_figure(figure: Any, path: Path) -> Path:
 
     # Type 42: journals refuse the outlines (Type 3) that Matplotlib writes by itself.
     with written_whole(check_target(path)) as unfinished, mpl.rc_context({"pdf.fonttype": 42}):
-        figure.savefig(unfinished, dpi=150)
+        figure.savefig(unfinished, dpi=_DPI)
     return path
 
 

@@ -10,7 +10,7 @@ from cyclopts import Parameter
 
 from ropescope.base.errors import InputError
 from ropescope.base.files import named
-from ropescope.cli.drawing import draw_frontiers, draw_result, draw_sets, draw_sweeps
+from ropescope.cli.drawing import Formats, draw_frontiers, draw_result, draw_sets, draw_sweeps
 from ropescope.cli.options import (
     Format,
     Labels,
@@ -23,7 +23,7 @@ from ropescope.cli.options import (
 )
 from ropescope.cli.printing import say
 
-Draw = Callable[[list[Path], Iterable[str], Path, list[str]], Iterable[Path]]
+Draw = Callable[[list[Path], Formats, Path, list[str]], Iterable[Path]]
 
 
 @app.command
@@ -36,6 +36,8 @@ def figures(
     stream: Stream = "both",
     label: Labels = (),
     format: Annotated[tuple[Format, ...], Parameter(consume_multiple=True, negative="")] = ("png",),
+    width: float | None = None,
+    font: str | None = None,
     output_dir: Path = Path(),
 ) -> None:
     """Draw results: the panel of chosen heads, the overview of all layers, the curves of sweeps and of thin keys.
@@ -58,6 +60,10 @@ def figures(
         What to call each file, in their order; default its model, and its text and length where they tell files apart.
     format
         png, svg, pdf; several make several files.
+    width
+        Inches, 2 to 40; words keep their size. Default as much as the content needs.
+    font
+        Family of the words, such as "Times New Roman"; default Matplotlib's.
     output_dir
         Folder for the files, made if it does not exist.
     """
@@ -77,15 +83,16 @@ def figures(
         raise InputError("figures got '*' in --heads; name each head as LAYER:HEAD")
     for path in results:
         check_source(path)
+    formats = Formats(format, width, font)
     measured, others = _drawn_otherwise(results)
     if worth is not None and not measured:
         raise InputError("figures got --importance without a measurement; name the file of 'ropescope measure' too")
     for path in measured:
         result = labelled(load(path), labels[path]) if labels else load(path)
-        for written in draw_result(result, path.stem, chosen, streams_of(stream), format, output_dir, worth):
+        for written in draw_result(result, path.stem, chosen, streams_of(stream), formats, output_dir, worth):
             say(written)
     for draw, paths in others.items():
-        for written in draw(paths, format, output_dir, [labels[path] for path in paths if labels]) if paths else ():
+        for written in draw(paths, formats, output_dir, [labels[path] for path in paths if labels]) if paths else ():
             say(written)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 
 from drawn import columns, curve
@@ -17,6 +18,7 @@ from ropescope.base.entropy import spectrum_fe, white_noise_entropy
 from ropescope.base.errors import InputError
 from ropescope.display.figures.heads import panel
 from ropescope.display.figures.maps import overview
+from ropescope.display.figures.style import selecting_colours
 from ropescope.measurement.heads import default_heads, key_heads
 from ropescope.measurement.results import load, mean_over_sequences, save, stream_data
 from synthetic import BAND_HEAD, OUTLIER_PAIR, PERIODIC_HEAD, PERIODIC_PAIRS, UNDEFINED, synthetic_result
@@ -170,14 +172,28 @@ class TestOverview:
             np.testing.assert_allclose(drawn.filled(np.nan), expected[title])
             assert drawn.mask[2, 12:].all()
             assert image.get_clim() == ((0, 0.6) if "Spectrum" in title else (0.4, 1))
-            assert image.get_cmap().get_bad().tolist() == pytest.approx([0.749, 0.749, 0.749, 1], abs=1e-3)
+            # what has no value lets the hatching behind it through
+            assert image.get_cmap().get_bad()[3] == 0 and image.axes.patch.get_hatch() == "/////"
+
+    def test_colours_are_full_only_where_a_threshold_selects(self) -> None:
+        colours, full = selecting_colours("spectrum_fe"), colormaps["viridis"]
+        for value, selected in ((0.19, True), (0.21, False), (0.39, False), (0.41, True)):
+            place = int(256 * value / 0.6)
+            assert (colours(place) == full(place)) is selected
 
     def test_layers_without_rotation_are_marked(self, result: xr.DataTree) -> None:
         figure = overview(result)
         for axes in (one for one in figure.axes if one.images):
             assert curve(axes, "layer without rotation (NoPE)")[:, 1].tolist() == [3]
-        assert [text.get_text() for text in figure.legends[0].get_texts()] == ["layer without rotation (NoPE)"]
-        assert not overview(synthetic_result(nope_layers=())).legends
+        assert [text.get_text() for text in figure.legends[0].get_texts()] == [
+            "layer without rotation (NoPE)",
+            "no head has a value: none has the pair, or its norm is always 0 or flat",
+        ]
+        (turning,) = overview(synthetic_result(nope_layers=())).legends
+        assert [text.get_text()[:18] for text in turning.get_texts()] == ["no head has a valu"]
+        whole = synthetic_result(nope_layers=(), padded=False)
+        whole["key"]["spectrum_fe"] = whole["key"]["spectrum_fe"].fillna(0.3)
+        assert not overview(whole, "key").legends
 
     def test_axes(self, result: xr.DataTree) -> None:
         figure = overview(synthetic_result(padded=False))

@@ -10,6 +10,7 @@ import xarray as xr
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
 from ropescope.base.axes import HEAD_AXIS, LAYER, PAIR
 from ropescope.base.errors import InputError, did_you_mean
@@ -21,9 +22,11 @@ from ropescope.display.figures.style import (
     SMALL,
     caption,
     colour_bar,
+    hatch_missing,
     layer_axis,
     map_colours,
     pair_axis,
+    selecting_colours,
     thresholds,
     wavelength_axis,
 )
@@ -31,6 +34,7 @@ from ropescope.measurement.joining import further_variables
 from ropescope.measurement.results import mean_over_sequences, rotated_layers, stream_data, wavelength
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.image import AxesImage
 
@@ -38,8 +42,9 @@ if TYPE_CHECKING:
 def overview(result: xr.DataTree, stream: str = "query") -> Figure:
     """Map both entropies over layers and pairs: their mean over heads, and the lowest head.
 
-    Dark is structure: bands in SpectrumFE, periodic pairs in SequenceFE. The colour scales are the same in every
-    figure, so two models compare by eye. Grey is a place without a value.
+    Dark is structure: bands in SpectrumFE, periodic pairs in SequenceFE. Colours are full where a selection of the
+    paper holds and pale between; their scales are the same in every figure, so two models compare by eye. A place
+    without a value is hatched.
 
     Parameters
     ----------
@@ -75,7 +80,7 @@ def overview(result: xr.DataTree, stream: str = "query") -> Figure:
             image = _draw_map(axes, values, name)
             axes.set_title(f"{VARIABLE_LABELS[name]}, {title}", fontsize=SMALL + 2)
         _entropy_bar(figure, image, row, name, mean[name])
-    _mark_nope_layers(figure, grid, result)
+    _mark_nope_layers(figure, grid, result, missing=bool(mean["spectrum_fe"].isnull().all(head).any()))
     _label_overview(grid, result)
     return figure
 
@@ -124,7 +129,8 @@ def variable_map(result: xr.DataTree, variable: str, stream: str = "query") -> F
     for axes, (title, shown) in zip(grid[0], maps.items(), strict=True):
         # On a logarithmic scale 0 is as dark as the least.
         content = shown.transpose(LAYER, PAIR).clip(min=norm.vmin if meaning.logarithmic else None).values
-        image = axes.imshow(content, aspect="auto", origin="lower", cmap=map_colours(signed), norm=norm)
+        style: dict[str, Any] = {"aspect": "auto", "origin": "lower", "interpolation": "nearest"}
+        image = axes.imshow(content, cmap=map_colours(signed), norm=norm, **style)
         axes.set_title(f"{meaning.label}, {title}", fontsize=SMALL + 2)
     colour_bar(figure, image, grid[0], meaning.axis_label)
     _mark_nope_layers(figure, grid, result)
@@ -150,7 +156,9 @@ def _colour_scale(meaning: PairVariable, maps: Sequence[xr.DataArray], signed: b
 def _draw_map(axes: Axes, values: xr.DataArray, name: str) -> AxesImage:
     low, high = SCALES[name]
     layer_pair = values.transpose(LAYER, PAIR).values
-    return axes.imshow(layer_pair, aspect="auto", origin="lower", cmap=map_colours(), vmin=low, vmax=high)
+    hatch_missing(axes)
+    style: dict[str, Any] = {"aspect": "auto", "origin": "lower", "interpolation": "nearest"}
+    return axes.imshow(layer_pair, cmap=selecting_colours(name), vmin=low, vmax=high, **style)
 
 
 def _entropy_bar(figure: Figure, image: AxesImage, row: np.ndarray, name: str, values: xr.DataArray) -> None:
@@ -159,13 +167,12 @@ def _entropy_bar(figure: Figure, image: AxesImage, row: np.ndarray, name: str, v
     extend = {(False, False): "neither", (True, False): "min", (False, True): "max", (True, True): "both"}[beyond]
     bar = colour_bar(figure, image, row, VARIABLE_LABELS[name], extend=extend, pad=0.03)
     for _, height in thresholds(name):
-        bar.ax.axhline(height, color="white", lw=1.5)
+        bar.ax.axhline(height, color=REFERENCE, lw=1.2)
 
 
-def _mark_nope_layers(figure: Figure, grid: np.ndarray, result: xr.DataTree) -> None:
+def _mark_nope_layers(figure: Figure, grid: np.ndarray, result: xr.DataTree, missing: bool = False) -> None:
+    """Say beside the maps which layers do not rotate, and under them what the marks and the hatching mean."""
     rows = np.flatnonzero(~rotated_layers(result).values)
-    if not rows.size:
-        return
     style: dict[str, Any] = {
         "ls": "",
         "marker": "<",
@@ -173,9 +180,14 @@ def _mark_nope_layers(figure: Figure, grid: np.ndarray, result: xr.DataTree) -> 
         "color": SELECTED,
         "label": "layer without rotation (NoPE)",
     }
-    for axes in grid.flat:
+    handles: list[Artist] = [Line2D([], [], **style)] if rows.size else []
+    if missing:
+        words = "no head has a value: none has the pair, or its norm is always 0 or flat"
+        handles.append(Patch(facecolor="#E4E4E4", hatch="/////", edgecolor="#777777", label=words))
+    for axes in grid.flat if rows.size else ():
         axes.plot(np.full(rows.size, 1.015), rows, transform=axes.get_yaxis_transform(), clip_on=False, **style)
-    figure.legend(handles=[Line2D([], [], **style)], loc="outside lower center", fontsize=SMALL, frameon=False)
+    if handles:
+        figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=SMALL, frameon=False)
 
 
 def _label_overview(grid: np.ndarray, result: xr.DataTree) -> None:

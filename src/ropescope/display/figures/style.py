@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib import colormaps
+from matplotlib.colors import ListedColormap
 
 from ropescope.base.axes import HEAD_AXIS, HEAD_NAMES, LAYER, PAIR, POSITION, SEQUENCE, STREAM_NAMES
 from ropescope.base.errors import InputError
@@ -37,6 +38,8 @@ SMALL = 8
 _TICKS = 5
 _MOST_ROWS = 12
 _BRIGHTEST = 0.995
+# How far a colour that no threshold selects is mixed with white.
+_FADE = 0.45
 
 
 def colours(count: int) -> list[str]:
@@ -47,6 +50,22 @@ def colours(count: int) -> list[str]:
 def map_colours(signed: bool = False) -> Colormap:
     """Colours of a map, white at 0 where values have both signs, grey where there is no value."""
     return colormaps["RdBu_r" if signed else "viridis"].with_extremes(bad=MISSING)
+
+
+def selecting_colours(variable: str) -> Colormap:
+    """Colours of an entropy over its usual range: full where a selection of the paper holds, pale between."""
+    low, high = SCALES[variable]
+    values = low + (high - low) * (np.arange(256) + 0.5) / 256
+    own = [each for each in PAPER.values() if each.variable == variable]
+    pale = ~np.any([each.holds(values) for each in own], axis=0)
+    colours_of = colormaps["viridis"](np.arange(256))
+    colours_of[pale, :3] += _FADE * (1 - colours_of[pale, :3])
+    return ListedColormap(colours_of).with_extremes(bad=(0, 0, 0, 0))
+
+
+def hatch_missing(axes: Axes) -> None:
+    """Hatch what lies behind a map, which shows where it has no value."""
+    axes.patch.set(facecolor="#E4E4E4", hatch="/////", edgecolor="#777777", linewidth=0)
 
 
 def plain(axes: Axes) -> None:
@@ -122,7 +141,13 @@ def draw_norms(axes: Axes, data: xr.Dataset, place: tuple[int, int], stream: str
     position = norm[POSITION].values
     end = position[-1] + (position[-1] - position[-2] if len(position) > 1 else 1)
     finite = norm.values[np.isfinite(norm.values)]
-    style: dict[str, Any] = {"aspect": "auto", "origin": "lower", "cmap": "magma", "vmin": 0}
+    style: dict[str, Any] = {
+        "aspect": "auto",
+        "origin": "lower",
+        "cmap": "magma",
+        "vmin": 0,
+        "interpolation": "nearest",
+    }
     image = axes.imshow(norm.values, extent=(position[0], end, -0.5, norm.sizes[PAIR] - 0.5), **style)
     image.set_clim(0, float(np.quantile(finite, _BRIGHTEST)) if finite.size else 1.0)
     axes.set_xticks(np.linspace(position[0], end, _TICKS).round().astype(int))
