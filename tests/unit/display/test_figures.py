@@ -61,6 +61,15 @@ class TestPanel:
         assert [axes.get_ylabel() for axes in grid[:, 0]] == ["SpectrumFE", "SequenceFE", "pair j"]
         assert [axes.get_xlabel() for axes in grid[1]] == ["pair j"] * 3
 
+    def test_many_heads_wrap_below_each_other(self) -> None:
+        result = synthetic_result(heads=5, kv_heads=5, padded=False, kept=[(0, 1)])
+        figure = panel(result, [(0, head) for head in range(5)] + [(1, 0)])
+        figure.draw_without_rendering()
+        titles = [axes for axes in figure.axes if axes.get_title().startswith("layer")]
+        tops = [round(axes.get_position().y1, 2) for axes in titles]
+        assert len(titles) == 6 and len(set(tops[:4])) == 1 and tops[4] == tops[5] < tops[0] - 0.3
+        assert figure.get_figwidth() == pytest.approx(1.2 + 4 * 3.6)
+
     def test_curves_are_means_over_sequences(self, result: xr.DataTree, grid: np.ndarray) -> None:
         mean = mean_over_sequences(stream_data(result, "query"))
         for column, (layer, head) in zip(grid.T, HEADS, strict=True):

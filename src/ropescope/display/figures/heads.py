@@ -40,12 +40,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 WORTH = "fisher"
+# Heads beside each other; further ones stand below.
+_ACROSS = 4
 
 
 def panel(
     result: xr.DataTree, heads: Sequence[tuple[int, int]], stream: str = "query", sequence: int | None = None
 ) -> Figure:
-    """Draw one column per head: SpectrumFE and SequenceFE over the pairs, and the pair norms along the sequence.
+    """Draw a column per head, at most four beside each other: both entropies over the pairs, norms along the sequence.
 
     Points that one of the paper's selections holds stand out; crosses on the floor are pairs
     without a value. Dotted lines mark what a constant signal and white noise score. Where importance was joined to the
@@ -85,22 +87,33 @@ def panel(
         data = data.sel({SEQUENCE: [check_known(data, SEQUENCE, sequence)]})
     kept = not set(heads).isdisjoint(kept_heads(data, stream))
     rows = [*VARIABLE_LABELS, *([WORTH] if WORTH in data else []), NORM]
-    size = (1.2 + 3.6 * len(heads), (8.2 if kept else 5.8) + 1.9 * (len(rows) - 3))
-    figure = Figure(figsize=size, layout="constrained")
+    across = min(len(heads), _ACROSS)
+    blocks = [heads[start : start + across] for start in range(0, len(heads), across)]
+    height = (8.2 if kept else 5.8) + 1.9 * (len(rows) - 3)
+    figure = Figure(figsize=(1.2 + 3.6 * across, height * len(blocks)), layout="constrained")
     worth = f" · importance: {measured_on(data[WORTH])}" if WORTH in data and measured_on(data[WORTH]) else ""
-    title = fill(caption(result, stream, data, "mean and range of") + worth, 50 * len(heads))
+    title = fill(caption(result, stream, data, "mean and range of") + worth, 50 * across)
     figure.suptitle(title, fontsize=SMALL + 1, color=REFERENCE)
-    heights = [1.0] * (len(rows) - 1) + [1.3 if kept else 0.3]
-    grid = figure.subplots(len(rows), len(heads), squeeze=False, height_ratios=heights, sharey="row")
-    for (layer, head), column in zip(heads, grid.T, strict=True):
-        _draw_head(figure, result, data, stream, (layer, head), column)
-    for axes, name in zip(grid[:2, -1], VARIABLE_LABELS, strict=True):
-        label_lines(axes, _lines(result, name))
-    labels = [*(pair_variables()[name].axis_label for name in rows[:-1]), "pair j" if kept else ""]
-    for axes, label in zip(grid[:, 0], labels, strict=True):
-        axes.set_ylabel(label, fontsize=SMALL + 1)
-    grid[-1, 0].tick_params(labelleft=kept)
+    heights = [*[1.0] * (len(rows) - 1), 1.3 if kept else 0.3] * len(blocks)
+    grid = figure.subplots(len(heights), across, squeeze=False, height_ratios=heights, sharey="row")
+    for block, part in zip(blocks, np.split(grid, len(blocks)), strict=True):
+        for (layer, head), column in zip(block, part.T, strict=False):
+            _draw_head(figure, result, data, stream, (layer, head), column)
+        for axes in part[:, len(block) :].flat:
+            axes.remove()
+        _label_block(part, rows, kept)
+        # A shorter row at the end would push the columns above it apart.
+        for axes, name in zip(part[:2, -1], VARIABLE_LABELS, strict=True) if len(block) == across else ():
+            label_lines(axes, _lines(result, name))
     return figure
+
+
+def _label_block(part: np.ndarray, rows: Sequence[str], kept: bool) -> None:
+    """Names of the axes to the left."""
+    labels = [*(pair_variables()[name].axis_label for name in rows[:-1]), "pair j" if kept else ""]
+    for axes, label in zip(part[:, 0], labels, strict=True):
+        axes.set_ylabel(label, fontsize=SMALL + 1)
+    part[-1, 0].tick_params(labelleft=kept)
 
 
 def _draw_head(
