@@ -68,9 +68,9 @@ class Texts:
         )
 
 
-def steps(source: str, texts: Texts) -> dict[str, list[str]]:
+def steps(model: Model, texts: Texts) -> dict[str, list[str]]:
     """The commands of one model by the name of the step, in their order; each runs in the model's folder."""
-    plain = ("--dtype", "float32", "--output")
+    source, plain = model.source, ("--dtype", "float32", "--output")
     alphas = ("--alphas", "0", "0.5", "--control-alphas", "0")
     judged = (*texts.judged, "--length", "512", "--count", "8")
     measured = ["wikitext.nc", "c4.nc", "long.nc", "worth.nc", "sweep.nc", "tasks.nc"]
@@ -95,7 +95,8 @@ def steps(source: str, texts: Texts) -> dict[str, list[str]]:
         "claims": ["claims", *measured, *looked, "--dtype", "float32", "--format", "markdown", "--output", "claims.md"],
         "same-places": ["compare", "wikitext.nc", "c4.nc", "long.nc", "--output-dir", "same-places"],
         "figures": [
-            *("figures", "wikitext.nc", "sweep.nc", "thin.nc", "--importance", "worth.nc", "--output-dir", "figures"),
+            *("figures", "wikitext.nc", "sweep.nc", "thin.nc", "--label", *(model.title,) * 3),
+            *("--importance", "worth.nc", "--output-dir", "figures"),
         ],
         "report": ["report", *measured, "look.nc", "thin.nc", "--output", "report.html", "--overwrite"],
     }
@@ -105,7 +106,7 @@ def run(model: Model, texts: Texts, wanted: list[str]) -> None:
     """Run the steps that are wanted and whose output is not there; stop at the first that fails."""
     folder = FOLDER / model.name
     folder.mkdir(parents=True, exist_ok=True)
-    for name, arguments in steps(model.source, texts).items():
+    for name, arguments in steps(model, texts).items():
         kept = folder / f"{name}.txt"
         if kept.exists() or (wanted and name not in wanted):
             continue
@@ -125,7 +126,9 @@ def run(model: Model, texts: Texts, wanted: list[str]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
-    parser.add_argument("--steps", nargs="+", choices=steps("", Texts()), default=[], help="default: all")
+    parser.add_argument(
+        "--steps", nargs="+", choices=steps(MODELS["smollm2"], Texts()), default=[], help="default: all"
+    )
     parser.add_argument("--texts", type=Path, metavar="DATA", help="folder of local copies; default: the hub")
     parser.add_argument("--pages", action="store_true", help="only write the pages")
     options = parser.parse_args()

@@ -30,7 +30,7 @@ def test_every_step_is_a_command_on_what_earlier_steps_wrote(gallery: ModuleType
     (tmp_path / "c4" / "documents.jsonl").touch()
     for texts in (gallery.Texts(), gallery.Texts.under(tmp_path)):
         written: set[str] = set()
-        for name, arguments in gallery.steps("builtin", texts).items():
+        for name, arguments in gallery.steps(gallery.MODELS["smollm2"], texts).items():
             app.parse_args(arguments, exit_on_error=False, print_error=False)
             made = [arguments[place + 1] for place, word in enumerate(arguments) if word in ("--output", "--look")]
             assert {word for word in arguments if word.endswith(".nc")} - set(made) <= written, name
