@@ -49,7 +49,7 @@ def test_plans_are_judged_told_and_kept_and_other_commands_take_them(compressing
     cli.main(["measure", str(saved), "--corpus", str(tmp_path / "judged.txt"), *frames, "--output", measured])
     cli.main(["report", measured, str(tmp_path / "thin.nc"), "--output", str(tmp_path / "page.html")])
     page = (tmp_path / "page.html").read_text()
-    assert "thin: thin keys" in page and "latents of keys before rotation" in page
+    assert f"{saved.name}, judged.txt: thin keys" in page and "latents of keys before rotation" in page
 
 
 def test_what_cannot_be_kept_is_said_in_one_line_and_what_was_planned_stays(compressing, tmp_path, capsys):

@@ -10,6 +10,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import xarray as xr
 
 import ropescope as rs
 from refusals import refusal
@@ -168,7 +169,7 @@ def test_a_sweep_that_cannot_be_read_now_is_not_replaced(tmp_path, monkeypatch):
 
     data = small_sweep()
     SWEEP.save(data, tmp_path / "sweep.nc")
-    monkeypatch.setattr(h5py, "File", lambda *_, **__: (_ for _ in ()).throw(OSError(5, "Input/output error")))
+    monkeypatch.setattr(xr, "open_dataset", lambda *_, **__: (_ for _ in ()).throw(OSError(5, "Input/output error")))
     with pytest.raises(UnreadableError, match="Input/output error; see to that first; it is left as it is"):
         finished(tmp_path / "sweep.nc", {}, lambda path: SWEEP.provenance(SWEEP.load(path)), overwrite=True)
 

@@ -8,19 +8,10 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from ropescope.base.errors import ResultError, UnreadableError, first_line
 
-if TYPE_CHECKING:
-    import h5py
-    import xarray as xr
-
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
-_NO_VARIABLE = b"This is a netCDF dimension but not a netCDF variable"
-_NOTES = {"CLASS", "NAME", "DIMENSION_LIST", "REFERENCE_LIST", "_Netcdf4Dimid", "_Netcdf4Coordinates", "_NCProperties"}
 
 
 @contextmanager
@@ -89,51 +80,13 @@ def check_source(path: Path) -> None:
         raise ResultError(f"{path} is not a NetCDF4 file; give a result file written by 'ropescope measure'")
 
 
-def read_groups(path: Path) -> dict[str, xr.Dataset]:
-    """Every group of a file that xarray has written, by its path, in memory and without encoding.
-
-    xarray's own way through h5netcdf looks every dimension up anew for every variable, and takes four times as long;
-    and on damaged structure it fails half built, and complains again when it is collected.
-    """
+def read_attributes(path: Path) -> None:
+    """Fail on damaged structure here: h5netcdf would fail half built and complain again when it is collected."""
     import h5py
+
+    def read(_: str, item: h5py.HLObject) -> None:
+        list(item.attrs.items())
 
     with h5py.File(path, "r") as file:
-        groups = {"/": file}
-        file.visititems(lambda name, item: groups.update({name: item} if isinstance(item, h5py.Group) else {}))
-        return {name: _dataset(group) for name, group in groups.items()}
-
-
-def _dataset(group: h5py.Group) -> xr.Dataset:
-    import h5py
-    import xarray as xr
-
-    members = {name: item for name, item in group.items() if isinstance(item, h5py.Dataset)}
-    variables = {
-        name: xr.Variable(_dims(item), _values(item), _attributes(item))
-        for name, item in members.items()
-        if not item.attrs.get("NAME", b"").startswith(_NO_VARIABLE)
-    }
-    raw = xr.Dataset(variables, attrs=_attributes(group))
-    return xr.decode_cf(raw, decode_times=False).load().drop_encoding()
-
-
-def _dims(item: h5py.Dataset) -> tuple[str, ...]:
-    """Names of the axes: of a coordinate its own, else those of the scales it refers to."""
-    scales = item.attrs.get("DIMENSION_LIST")
-    axes = [item] * item.ndim if scales is None else [item.file[scale[0]] for scale in scales]
-    return tuple(str(axis.name).rpartition("/")[2] for axis in axes)
-
-
-def _values(item: h5py.Dataset) -> np.ndarray:
-    import h5py
-
-    return np.asarray(item.asstr()[()], dtype=str) if h5py.check_string_dtype(item.dtype) else np.asarray(item[()])
-
-
-def _attributes(item: h5py.HLObject) -> dict[str, Any]:
-    """What is said of a group or variable, but for HDF5's own notes on dimensions."""
-    found = {name: value for name, value in item.attrs.items() if name not in _NOTES}
-    return {
-        name: value[0] if isinstance(value, np.ndarray) and value.shape == (1,) else value
-        for name, value in found.items()
-    }
+        read("/", file)
+        file.visititems(read)

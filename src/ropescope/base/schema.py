@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import xarray as xr
 
 from ropescope.base.errors import ResultError
 from ropescope.base.files import written_whole
-from ropescope.base.netcdf import read_groups, reading
+from ropescope.base.netcdf import reading
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,8 @@ class Schema:
             if not Path(path).is_file():
                 kind = "is a folder" if Path(path).is_dir() else "does not exist"
                 raise ResultError(f"cannot read {path}: it {kind}; give a file written by '{self.command}'")
-            data = read_groups(Path(path))["/"]
+            with closing(xr.open_dataset(path, engine="h5netcdf", decode_times=False)) as opened:
+                data = opened.load().drop_encoding()
         self.check(data, str(path))
         return data
 

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
 from ropescope.base.axes import KEY, QUERY
 from ropescope.base.errors import InputError
@@ -35,7 +34,8 @@ class _Look:
         return model_identity(self.model)
 
 
-_looks: WeakKeyDictionary[PreTrainedModel, _Look] = WeakKeyDictionary()
+# By the id of the model, which the look holds.
+_looks: dict[int, _Look] = {}
 
 
 @contextmanager
@@ -44,13 +44,13 @@ def looked_at_once(model: PreTrainedModel) -> Iterator[None]:
 
     Under an open intervention it is looked at anew, as without this context.
     """
-    before = _looks.get(model)
-    _looks[model] = before or _Look(model)
+    before = _looks.get(id(model))
+    _looks[id(model)] = before or _Look(model)
     try:
         yield
     finally:
         if before is None:
-            del _looks[model]
+            del _looks[id(model)]
 
 
 def fitting_card(model: PreTrainedModel, mask: PairMask) -> RotaryCard:
@@ -62,7 +62,7 @@ def fitting_card(model: PreTrainedModel, mask: PairMask) -> RotaryCard:
         If layers, heads, pairing, weights, config, frequencies or adapters are others than those the mask was selected
         on. What a mask does not know, as one of a file from before these facts were kept, is not compared.
     """
-    look = _looks.get(model)
+    look = _looks.get(id(model))
     if look is None or open_interventions(model):
         look = _Look(model)
     card = look.card

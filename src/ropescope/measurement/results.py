@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import closing
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -13,7 +14,7 @@ import xarray as xr
 from ropescope.base.axes import BIN, HEAD_AXIS, LAYER, PAIR, SEQUENCE, STREAMS
 from ropescope.base.errors import InputError, ResultError, did_you_mean
 from ropescope.base.files import check_target, written_whole
-from ropescope.base.netcdf import check_source, read_groups, reading
+from ropescope.base.netcdf import check_source, read_attributes, reading
 from ropescope.base.pair_variables import MEASURED, WORTH, pair_variables
 from ropescope.measurement.periods import agreed_period
 
@@ -172,7 +173,9 @@ def load(path: str | Path, schema: str = SCHEMA) -> xr.DataTree:
     """
     with reading(Path(path), _again(schema)):
         check_source(Path(path))
-        tree = xr.DataTree.from_dict(read_groups(Path(path)))
+        read_attributes(Path(path))
+        with closing(xr.open_datatree(path, engine="h5netcdf", decode_times=False)) as opened:
+            tree = _without_encoding(opened.load())
     _check_layout(tree, str(path), schema)
     tree.attrs["schema_version"] = int(tree.attrs["schema_version"])
     return tree

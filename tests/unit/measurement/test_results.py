@@ -464,7 +464,8 @@ class TestOutOfReach:
         def fail(*_: object, **__: object) -> None:
             raise raised
 
-        monkeypatch.setattr(h5py, "File", fail)
+        for name in ("open_datatree", "open_dataset"):
+            monkeypatch.setattr(xr, name, fail)
         with pytest.raises(UnreadableError) as caught:
             read(saved)
         assert str(caught.value) == f"cannot read {saved} now: {reason}; it is left as it is"
@@ -484,6 +485,6 @@ class TestOutOfReach:
         def fail(*_: object, **__: object) -> None:
             raise raised
 
-        monkeypatch.setattr(h5py, "File", fail)
+        monkeypatch.setattr(xr, "open_datatree", fail)
         with pytest.raises(ResultError, match="is damaged or cut short"):
             load(saved)
