@@ -412,9 +412,12 @@ def test_silent_pairs_are_counted_named_and_hatched(read, report, result):
     layer = int(silent.argmax())
     place = np.argwhere((mean_over_sequences(stream_data(result, "query")).mean_norm == 0).values)[0]
     reader.click("overview-map", int(place[2]), layer)
-    while f"head {place[1]} " not in reader.text("head-title"):
-        reader.press("[" if reader.page.locator("#next-head").is_disabled() else "]")
+    heads = result["query"].sizes["head"]
+    reader.press(*["["] * heads, *["]"] * int(place[1]))
+    assert f"head {place[1]} " in reader.text("head-title")
     assert reader.text("pair").endswith("silent") and f"{silent[layer]} silent" in reader.text("heads-note")
+    reader.page.locator("#heads-map").scroll_into_view_if_needed()
+    reader.wait(lambda: reader.page.evaluate(DRAWN, "heads-map"))
     assert (
         reader.page.evaluate("""() => {
       const { model } = [...Bokeh.index.roots].find((root) => document.getElementById("heads-map").contains(root.el));
