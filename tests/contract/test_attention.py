@@ -109,6 +109,7 @@ def test_returning_the_same_values_leaves_logits_bit_equal(architecture: Archite
     assert torch.equal(rewritten, stock)
 
 
+@pytest.mark.slow
 @every_architecture
 @pytest.mark.parametrize("run", [plain, prefill_and_steps])
 def test_rewriting_the_query_changes_the_logits(

@@ -161,6 +161,7 @@ def enumerated(model: PreTrainedModel, window: Tensor) -> dict[str, np.ndarray]:
     }
 
 
+@pytest.mark.slow
 def test_fisher_is_what_enumeration_gives_within_sampling_error() -> None:
     config = transformers.LlamaConfig(**SIZES | {"vocab_size": 8, "initializer_range": 0.2})
     with torch.random.fork_rng(devices=[]):
@@ -175,6 +176,7 @@ def test_fisher_is_what_enumeration_gives_within_sampling_error() -> None:
         np.testing.assert_allclose(found, expected[stream], rtol=8 * math.sqrt(2 / draws))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES, ids=str)
 def test_layers_run_again_give_the_same_bits(architecture: Architecture) -> None:
     model = architecture.build()
@@ -347,6 +349,7 @@ def test_memory_that_does_not_suffice_is_said_in_one_line(tmp_path: Path, monkey
     assert [entry.name for entry in tmp_path.iterdir()] == ["worth.nc"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 2, "auto"])
 def test_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch_size: Any) -> None:
     model, windows, own, calls = LLAMA.shared(), tokens(5, 24), module.importance_of, []

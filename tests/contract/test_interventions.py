@@ -146,6 +146,7 @@ def change(logits: Tensor, other: Tensor) -> float:
 # What must not change anything
 
 
+@pytest.mark.slow
 @every_architecture
 def test_weight_one_and_strength_zero_leave_logits_bit_equal(architecture: Architecture) -> None:
     model, mask = architecture.shared(), every_pair(architecture)
@@ -340,6 +341,7 @@ def rotation_off(model: PreTrainedModel) -> Iterator[None]:
             hook.remove()
 
 
+@pytest.mark.slow
 @rotating
 def test_derotating_every_pair_is_switching_the_rotation_off(architecture: Architecture) -> None:
     model = architecture.shared()
@@ -368,6 +370,7 @@ def test_derotation_undoes_a_rotation_that_turns_backwards(
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @rotating
 @pytest.mark.parametrize("strength", [0.5, 1.0])
 def test_derotation_slows_the_selected_pairs_down(architecture: Architecture, strength: float) -> None:
@@ -482,6 +485,7 @@ def test_a_buffer_that_fits_in_length_but_is_not_what_turns_is_not_used() -> Non
 # Generation, padding, sampling
 
 
+@pytest.mark.slow
 @every_architecture
 @both_interventions
 def test_a_cache_changes_nothing(architecture: Architecture, intervention: Intervention) -> None:
@@ -535,6 +539,7 @@ def test_llama4_itself_gives_padded_sequences_other_chunks() -> None:
     assert change(batch[1:, 7:], at_once(model, ids[1:, 7:])) > 1e-3
 
 
+@pytest.mark.slow
 @indifferent_to_padding
 @both_interventions
 def test_padded_batches_equal_single_sequences(architecture: Architecture, intervention: Intervention) -> None:
@@ -637,6 +642,7 @@ def test_nested_weights_multiply(architecture: Architecture) -> None:
         torch.testing.assert_close(at_once(model), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @rotating
 def test_weighting_and_derotation_nest_either_way(architecture: Architecture) -> None:
     model, run = architecture.shared(), left_padded
@@ -672,6 +678,7 @@ def test_two_models_have_each_their_own_intervention() -> None:
 # Nothing is left
 
 
+@pytest.mark.slow
 @every_architecture
 @both_interventions
 def test_nothing_is_left(architecture: Architecture, intervention: Intervention) -> None:
@@ -717,6 +724,7 @@ def test_training_mode_survives_and_gradients_flow() -> None:
 # Half precision
 
 
+@pytest.mark.slow
 @rotating
 def test_bfloat16_runs(architecture: Architecture) -> None:
     model, mask = architecture.shared(torch.bfloat16), some_pairs(architecture)

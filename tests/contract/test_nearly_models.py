@@ -179,6 +179,7 @@ def test_a_model_with_adapters_is_baked_after_they_are_merged(projection: str, m
         bake(model, mask.for_any_model(), 0.3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compiled", [False, True], ids=["module", "in place"])
 def test_a_compiled_model_gives_the_numbers_of_the_plain_one(compiled: bool, mask: PairMask) -> None:
     plain, model = LLAMA.shared(), LLAMA.build()

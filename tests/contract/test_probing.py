@@ -52,6 +52,7 @@ def check_card(card: RotaryCard, architecture: Architecture, rtol: float, positi
         np.testing.assert_array_equal(rotation.rotated.numpy(), layer.frequency > 0)
 
 
+@pytest.mark.slow
 @every_architecture
 @every_dtype
 def test_card_agrees_with_the_config(architecture: Architecture, dtype: torch.dtype) -> None:
@@ -61,6 +62,7 @@ def test_card_agrees_with_the_config(architecture: Architecture, dtype: torch.dt
     assert card.positions == architecture.config().max_position_embeddings
 
 
+@pytest.mark.slow
 @rotating
 @every_dtype
 @pytest.mark.parametrize("positions", [2, 48])

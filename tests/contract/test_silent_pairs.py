@@ -65,6 +65,7 @@ def check_card(card: RotaryCard, plain: RotaryCard, silent: dict[int, dict[str, 
     assert str(card).startswith(f"{plain}\nsilent (zero whatever the input): ")
 
 
+@pytest.mark.slow
 @few_architectures
 @every_kind
 def test_a_layer_with_silent_pairs_is_read_as_without(architecture: Architecture, kind: Silence) -> None:
@@ -120,6 +121,7 @@ def pairs_of(architecture: Architecture, pairs: Iterable[int]) -> list[int]:
 measured_or_known = pytest.mark.parametrize("known", [True, False], ids=["own frequencies", "as measured"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", [LLAMA, GLM, STABLELM], ids=str)
 @pytest.mark.parametrize("pairs", [[0], [0, 1], [1], [-1], [0, -1]], ids=str)
 @every_dtype
@@ -197,6 +199,7 @@ def test_a_model_that_shows_nothing_at_all_is_refused(monkeypatch: pytest.Monkey
 # Baked at alpha 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", [LLAMA, COHERE2], ids=str)
 @pytest.mark.parametrize("selection", ["pair == 0", "pair > 0", "pair >= 0", "head == 0 and pair < 4", "layer == 3"])
 def test_what_bake_writes_at_alpha_zero_is_opened_by_everything(architecture: Architecture, selection: str) -> None:

@@ -87,6 +87,7 @@ def key_bytes(cache: Any) -> int:
 # What must not change anything
 
 
+@pytest.mark.slow
 @every_architecture
 def test_all_that_is_kept_gives_the_stock_logits(architecture: Architecture) -> None:
     model, ids = architecture.shared(), tokens(2)
@@ -117,6 +118,7 @@ def test_pairs_that_are_silent_in_keys_can_be_dropped_for_nothing() -> None:
 # The cache and the window
 
 
+@pytest.mark.slow
 @both_methods
 @every_architecture
 def test_the_cache_gives_what_the_window_gives(architecture: Architecture, method: str) -> None:
@@ -131,6 +133,7 @@ def test_the_cache_gives_what_the_window_gives(architecture: Architecture, metho
     assert cache.get_seq_length() == 48
 
 
+@pytest.mark.slow
 @every_architecture
 def test_left_padded_rows_are_thinned_as_if_they_stood_alone(architecture: Architecture) -> None:
     model, plan, ids = architecture.shared(), plan_of(architecture), tokens(3)
@@ -146,6 +149,7 @@ def test_left_padded_rows_are_thinned_as_if_they_stood_alone(architecture: Archi
             torch.testing.assert_close(padded[2:, 14:], alone, atol=1e-3, rtol=1e-3)
 
 
+@pytest.mark.slow
 @both_methods
 @every_architecture
 def test_generating_with_the_cache_is_generating_without_one(architecture: Architecture, method: str) -> None:

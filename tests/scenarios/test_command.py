@@ -89,6 +89,7 @@ def test_measure_does_not_replace_a_result_unless_told(measured, tmp_path, capsy
     rs.load(tmp_path / "result.nc")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("extension", ["png", "svg", "pdf"])
 def test_figures_draws_panel_and_overview_of_both_streams(extension, tmp_path, capsys):
     rs.save(synthetic_result(), tmp_path / "result.nc")
@@ -104,6 +105,7 @@ def test_figures_draws_panel_and_overview_of_both_streams(extension, tmp_path, c
         assert all(b"/FontFile2" in content and b"/Subtype /Type3" not in content for content in contents)
 
 
+@pytest.mark.slow
 def test_figures_of_chosen_heads(tmp_path):
     rs.save(synthetic_result(), tmp_path / "result.nc")
     arguments = ["figures", str(tmp_path / "result.nc"), "--heads", "1:0", "2:1", "--stream", "query"]
@@ -218,6 +220,7 @@ def test_bad_inputs_of_figures(tmp_path, capsys):
     assert "cannot make the folder" in refusal(capsys, "figures", str(good), "--output-dir", str(good / "sub"))
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_with_one_line_and_leaves_nothing(measured, tmp_path):
     hold = (
         "import ropescope.measurement.measure as m, time; m._run = lambda *a: (print('on', flush=True), time.sleep(60))"
@@ -260,6 +263,7 @@ def test_select_counts_the_pairs_and_writes_a_mask(result, tmp_path, capsys):
     assert int(rs.PairMask.load(mask).query.sum()) == 16
 
 
+@pytest.mark.slow
 def test_show_says_again_what_each_kind_of_file_says(result, sweeping, tmp_path, capsys):
     cli.main(["show", str(result), "--most", "3"])
     shown = capsys.readouterr().out
@@ -277,12 +281,14 @@ def test_show_says_again_what_each_kind_of_file_says(result, sweeping, tmp_path,
     assert "it does not exist" in refusal(capsys, "show", str(tmp_path / "nowhere.nc"))
 
 
+@pytest.mark.slow
 def test_bad_selections(result, capsys):
     assert "did you mean 'spectrum_fe'" in refusal(capsys, "select", str(result), "spectrum_fee < 0.2")
     assert "cannot parse" in refusal(capsys, "select", str(result), "spectrum_fe <")
     assert "is not allowed" in refusal(capsys, "select", str(result), "__import__('os').system('true')")
 
 
+@pytest.mark.slow
 def test_sweep_writes_curves_and_tables_and_goes_on_where_it_was(sweeping, tmp_path, capsys):
     cli.main(sweeping)
     output = capsys.readouterr().out
@@ -301,6 +307,7 @@ def test_sweep_writes_curves_and_tables_and_goes_on_where_it_was(sweeping, tmp_p
     assert capsys.readouterr().out.split() == [str(tmp_path / "sweep-curves.png")]
 
 
+@pytest.mark.slow
 def test_bad_options_of_sweep(sweeping, tmp_path, capsys):
     assert "nan" in refusal(capsys, *replaced(sweeping, "--alphas", "nan"))
     assert "2" in refusal(capsys, *replaced(sweeping, "--alphas", "2"))

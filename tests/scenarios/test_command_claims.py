@@ -50,6 +50,7 @@ def test_bad_input_is_one_line(arguments: list[str], text: str, capsys: pytest.C
     assert left.value.code == 2 and text in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_model_is_looked_at_and_the_look_serves_again(
     saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -39,6 +39,7 @@ def compare(folder: Path, names: list[str], output: Path, *options: str) -> None
     cli.main(["compare", *(str(folder / name) for name in names), "--output-dir", str(output), *options])
 
 
+@pytest.mark.slow
 def test_one_result_says_where_its_bands_live(folder, tmp_path, capsys):
     compare(folder, ["wikitext.nc"], tmp_path / "new")
     printed = capsys.readouterr().out
@@ -50,6 +51,7 @@ def test_one_result_says_where_its_bands_live(folder, tmp_path, capsys):
     assert str(tmp_path / "new" / "wikitext-compare-where.png") in printed
 
 
+@pytest.mark.slow
 def test_results_of_one_model_are_compared_pair_by_pair(folder, tmp_path, capsys):
     compare(folder, ["wikitext.nc", "c4.nc"], tmp_path, "--heads", "0:0", "--stream", "key", "--top", "3")
     printed = capsys.readouterr().out
@@ -61,12 +63,14 @@ def test_results_of_one_model_are_compared_pair_by_pair(folder, tmp_path, capsys
     assert {path.name for path in tmp_path.glob("*.png")} == figures
 
 
+@pytest.mark.slow
 def test_where_bands_live_is_printed_too_if_asked(folder, tmp_path, capsys):
     compare(folder, ["wikitext.nc", "c4.nc"], tmp_path, "--where", "--stream", "query", "--format", "svg")
     assert "Where do bands live in c4 validation?" in capsys.readouterr().out
     assert (tmp_path / "wikitext-compare-query-heads.svg").exists()
 
 
+@pytest.mark.slow
 def test_different_models_are_compared_as_distributions(folder, tmp_path, capsys):
     compare(folder, ["wikitext.nc", "another.nc"], tmp_path)
     printed = capsys.readouterr().out
@@ -75,12 +79,14 @@ def test_different_models_are_compared_as_distributions(folder, tmp_path, capsys
     assert (tmp_path / "wikitext-compare-spread.png").exists()
 
 
+@pytest.mark.slow
 def test_distributions_can_be_asked_for_and_results_of_one_name_go_by_their_path(folder, tmp_path, capsys):
     compare(folder, ["wikitext.nc", "again/wikitext.nc"], tmp_path, "--view", "distributions")
     names = f"{folder / 'wikitext.nc'}, {folder / 'again' / 'wikitext.nc'}"
     assert capsys.readouterr().out.startswith(f"How bands and periodic pairs spread in {names}")
 
 
+@pytest.mark.slow
 def test_what_cannot_be_compared_is_refused_with_what_differs(folder, tmp_path, capsys):
     first, wider, another = (str(folder / f"{name}.nc") for name in ("wikitext", "wider", "another"))
     for arguments in ([first, wider], [first, another, "--view", "pairs"], [first, another, wider]):
@@ -106,6 +112,7 @@ def test_a_label_names_a_result_in_findings_and_figures(folder, tmp_path, capsys
     assert "got 1 labels for 2 files" in refusal(capsys, "compare", *files, "--label", "Text A")
 
 
+@pytest.mark.slow
 def test_python_has_in_one_call_what_the_command_prints_and_draws(folder, tmp_path, capsys):
     files = [folder / "wikitext.nc", folder / "c4.nc"]
     compare(folder, [file.name for file in files], tmp_path, "--heads", "0:0", "--stream", "key", "--where")

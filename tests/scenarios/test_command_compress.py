@@ -23,6 +23,7 @@ def compressing(saved: Path, tmp_path: Path) -> list[str]:
     return ["compress", str(saved), *texts, *short, "--keep", "0.6", "--output", str(tmp_path / "thin.nc")]
 
 
+@pytest.mark.slow
 def test_plans_are_judged_told_and_kept_and_other_commands_take_them(compressing, saved, tmp_path, capsys):
     cli.main([*compressing, "--time-at", "40"])
     output = capsys.readouterr().out

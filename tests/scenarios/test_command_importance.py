@@ -35,6 +35,7 @@ def result(saved: Path, text: Path, tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_importance_is_written_and_told_and_validated(weighing, tmp_path, capsys):
     cli.main([*weighing, "--validate", "8"])
     output = capsys.readouterr().out
@@ -55,6 +56,7 @@ def test_importance_is_written_and_told_and_validated(weighing, tmp_path, capsys
     assert (tmp_path / "worth.nc").read_bytes() == content
 
 
+@pytest.mark.slow
 def test_selections_and_sweeps_take_its_file(weighing, result, saved, text, tmp_path, capsys):
     cli.main(weighing)
     path = str(tmp_path / "worth.nc")
@@ -79,6 +81,7 @@ def test_selections_and_sweeps_take_its_file(weighing, result, saved, text, tmp_
     assert swept["selected_pairs"].sel(selection="best 0.5 kept").values.tolist() == [16, 8]
 
 
+@pytest.mark.slow
 def test_its_file_is_held_against_entropies_in_words_and_in_figures(weighing, result, tmp_path, capsys):
     cli.main(weighing)
     path = str(tmp_path / "worth.nc")
@@ -93,6 +96,7 @@ def test_its_file_is_held_against_entropies_in_words_and_in_figures(weighing, re
     assert {file.name for file in (tmp_path / "f").iterdir()} == names | {"result-importance.png"}
 
 
+@pytest.mark.slow
 def test_sets_are_turned_down_and_what_was_foretold_is_told_and_drawn(weighing, result, tmp_path, capsys):
     sets = ["pair < 2", "spectrum_fe > 0.1"]
     cli.main([*weighing, "--result", str(result), "--validate-sets", *sets])
@@ -108,6 +112,7 @@ def test_sets_are_turned_down_and_what_was_foretold_is_told_and_drawn(weighing, 
     assert "got --importance without a measurement" in refusal(capsys, "figures", str(path), *worth)
 
 
+@pytest.mark.slow
 def test_bad_options_of_importance(weighing, result, saved, text, tmp_path, capsys):
     worth = str(tmp_path / "worth.nc")
     cli.main(weighing)

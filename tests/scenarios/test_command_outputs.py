@@ -54,6 +54,7 @@ def results(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "written"),
     [
@@ -90,6 +91,7 @@ def test_what_is_said_is_printed_as_print_does(capsys):
     assert capsys.readouterr().out == "one two!"
 
 
+@pytest.mark.slow
 def test_a_backend_that_does_not_exist_here_changes_nothing(results):
     ran = piped(command("figures", "one.nc", "--stream", "key"), results, subprocess.DEVNULL, MPLBACKEND="nope")
     assert (ran.returncode, ran.stderr) == (0, "")
@@ -108,6 +110,7 @@ except ResultError as error: print(error, file=sys.stderr); sys.exit(2)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["backend", "settings that are no text", "TeX that is not there"])
 def test_a_sweep_keeps_its_tables_whatever_keeps_matplotlib_from_drawing(fault, tmp_path):
     SWEEP.save(small_sweep(), tmp_path / "sweep.nc")

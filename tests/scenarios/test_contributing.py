@@ -56,6 +56,7 @@ def test_the_measurement_is_what_it_says(example: Any, architecture: Architectur
     np.testing.assert_allclose(ours[: norms.shape[1]], skew(norms, axis=2).mean(0), rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_select_the_summary_a_figure_and_the_report_pick_it_up(example: Any, tmp_path: Path) -> None:
     result, found = measured(example, LLAMA)
     mask = rs.select(result, "norm_skewness > 0.2 and layer > 0", found)

@@ -73,6 +73,7 @@ def runs_bare(model: Any) -> None:
         pytest.skip(f"transformers' own forward of {type(model).__name__} fails with its embedding offloaded")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("placement", PLACEMENTS)
 def test_wherever_the_layers_are_all_is_the_same(placement: str, folder: Path, whole: Any) -> None:
     model = PLACEMENTS[placement](folder)

@@ -136,6 +136,7 @@ def changed(command: list[str], arguments: list[str]) -> list[str]:
     return [*kept, *arguments]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "arguments", "got", "allowed"),
     TABLE,
@@ -179,6 +180,7 @@ ALONE = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("folder")
 def test_what_is_wrong_with_arguments_is_said_before_torch_is_loaded() -> None:
     """Loading it takes longer than anyone wants to wait for one line."""

@@ -165,6 +165,7 @@ def test_wrong_arguments_are_told_before_the_others_are_waited_for(
     assert said(capsys, [*measuring, "--norm-heads", "first"])[0].startswith("got head 'first'")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("left")
 @pytest.mark.parametrize(
     ("name", "value", "expected"),

@@ -62,6 +62,7 @@ def break_off(path: Path, passes: int, **options: Any) -> None:
         run(path, **options)
 
 
+@pytest.mark.slow
 def test_a_file_holds_the_measurement(tmp_path: Path) -> None:
     result = run(tmp_path / "result.nc")
     expected = measure(MODEL, WINDOWS, **OPTIONS)
@@ -71,6 +72,7 @@ def test_a_file_holds_the_measurement(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["result.nc"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("batch_size", "ahead"), [(1, [1, 1, 1]), (2, [1]), ("auto", [1, 1, 1])])
 def test_goes_on_where_it_was(tmp_path: Path, passes: list[int], batch_size: Any, ahead: list[int]) -> None:
     break_off(tmp_path / "result.nc", 2, batch_size=batch_size)
@@ -112,6 +114,7 @@ def test_a_journal_of_another_measurement_is_refused(tmp_path: Path, other: dict
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "damage",
     [
@@ -147,6 +150,7 @@ def test_two_runs_on_one_output_refuse_each_other(tmp_path: Path, monkeypatch: p
     assert refused
 
 
+@pytest.mark.slow
 def test_an_existing_file(tmp_path: Path, passes: list[int]) -> None:
     path = tmp_path / "result.nc"
     first = run(path)

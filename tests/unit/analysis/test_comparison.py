@@ -68,6 +68,7 @@ def test_a_result_agrees_with_itself():
         assert (data["change"].fillna(0) == 0).all()
 
 
+@pytest.mark.slow
 def test_independent_results_overlap_as_chance_would():
     inside, covered, runs = 0, 0, 20
     for seed in range(runs):

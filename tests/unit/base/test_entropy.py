@@ -262,6 +262,7 @@ def test_sequence_power_begins_at_bin_one(bin_):
 # Parity with NumPy and SciPy in float64
 
 
+@pytest.mark.slow
 @ALL_SIGNALS
 @pytest.mark.parametrize("window", SCIPY_NAME)
 @pytest.mark.parametrize(

@@ -315,6 +315,7 @@ def test_nothing_global_is_touched(result: xr.DataTree) -> None:
     assert ("matplotlib.pyplot" in sys.modules) == imported
 
 
+@pytest.mark.slow
 def test_drawing_a_loaded_result_changes_nothing(result: xr.DataTree, tmp_path: Path) -> None:
     loaded = load(save(result, tmp_path / "result.nc"))
     panel(loaded, HEADS).savefig(tmp_path / "panel.png", dpi=40)

@@ -123,6 +123,7 @@ def test_a_map_of_importance_is_logarithmic_with_zero_as_dark_as_the_least(resul
     assert type(variable_map(result, "mean_norm").axes[0].images[0].norm).__name__ == "Normalize"
 
 
+@pytest.mark.slow
 def test_the_page_says_and_shows_what_importance_follows(result, worth, tmp_path: Path):
     page = rs.report({"tiny": result, "tiny worth": worth}, tmp_path / "page.html").read_text(encoding="utf-8")
     assert "Does Frequency Entropy foretell importance?" in page and "of what the loss feels" in page
@@ -138,6 +139,7 @@ def test_the_page_says_and_shows_what_importance_follows(result, worth, tmp_path
     assert "<img" not in without and "foretell importance" not in without
 
 
+@pytest.mark.slow
 def test_importance_joins_every_measurement_of_its_model_and_no_other(result, worth, tmp_path: Path):
     other = result.copy()
     other.attrs["provenance"] = result.attrs["provenance"].replace("0" * 16, "1" * 16)

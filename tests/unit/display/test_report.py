@@ -239,6 +239,7 @@ def test_a_silent_pair_is_undefined_and_not_absent(page):
     assert codes[0][SILENT] == UNDEFINED and codes[0, 2, 2, 0] == ABSENT
 
 
+@pytest.mark.slow
 def test_the_command_writes_one_file_of_results_and_sweeps(result, tmp_path, capsys):
     rs.save(result, tmp_path / "one.nc")
     SWEEP.save(small_sweep(), tmp_path / "sweep.nc")
@@ -288,6 +289,7 @@ def test_sections_and_claims_go_by_model_and_text_or_by_the_labels_given(tmp_pat
         rs.report(files, tmp_path / "other.html", labels=["Tiny"])
 
 
+@pytest.mark.slow
 def test_claims_stand_on_top_in_a_paragraph_and_below_with_their_numbers(tmp_path):
     contents = {"one": measurement(RUN), "sweep": sweep("bands", 0.5, 0.1), "look": look(), "worth": importance(RUN, 9)}
     verdicts = rs.claims(contents)

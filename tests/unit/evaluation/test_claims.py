@@ -167,6 +167,7 @@ TRUTHS: dict[str, tuple[list[Any], list[Any], list[Any]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", [claim.key for claim in CLAIMS])
 @pytest.mark.parametrize(("row", "verdict"), list(enumerate((HOLDS, FAILS, CANNOT))))
 def test_a_planted_truth_is_found(key: str, row: int, verdict: str) -> None:

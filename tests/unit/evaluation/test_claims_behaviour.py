@@ -159,6 +159,7 @@ def test_pairs_past_the_band_turn_less_than_it_does(made) -> None:
     assert past.any() and not past.all()
 
 
+@pytest.mark.slow
 def test_a_look_is_kept_goes_on_and_leaves_the_model_as_it_was(made, tmp_path: Path) -> None:
     model, windows, result, look = made
     before = state_of(model)

@@ -41,6 +41,7 @@ def check(worth: xr.DataTree) -> xr.Dataset:
     return validate_importance(LLAMA.shared(), WINDOWS, worth, 24)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES, ids=str)
 def test_upper_layers_run_again_give_the_bits_of_the_whole_model(architecture: Architecture) -> None:
     model = architecture.shared()
@@ -67,6 +68,7 @@ def test_only_the_upper_layers_are_run_again() -> None:
     assert ran.resumable and seen == [2, 3]
 
 
+@pytest.mark.slow
 def test_losses_are_those_of_the_plain_computation(check: xr.Dataset) -> None:
     model = LLAMA.shared()
     for place in (0, 12, 23):

@@ -137,6 +137,7 @@ def test_the_prediction_is_of_what_logits_lose_where_heads_do_not_interact(
         predicted_kl(worth, mask, 2.0)
 
 
+@pytest.mark.slow
 def test_near_one_a_pair_whose_query_and_key_are_turned_down_costs_what_is_predicted() -> None:
     """One head for each key: then nothing interacts, and counting query and key apart would predict half of it."""
     alone = replace(LLAMA, name="llama-alone", settings={**LLAMA.settings, "num_key_value_heads": 4})

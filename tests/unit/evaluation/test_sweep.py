@@ -229,6 +229,7 @@ def test_more_alphas_keep_what_is_finished(
     assert len(calls) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "damage",
     [
@@ -493,6 +494,7 @@ def test_an_interval_is_students_of_the_paired_difference() -> None:
     np.testing.assert_allclose(found, [difference.mean(), expected.low, expected.high], rtol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("windows", [5, 40])
 def test_intervals_cover_a_planted_truth_with_few_windows_too(windows: int) -> None:
     covered = []

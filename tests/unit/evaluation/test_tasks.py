@@ -490,6 +490,7 @@ def test_the_report_shows_tasks(result: xr.DataTree, tmp_path: Path, capsys: pyt
     assert "report: " in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_command_prints_the_table_and_writes_it_in_every_format(
     saved: Path, folder: Path, result: xr.DataTree, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

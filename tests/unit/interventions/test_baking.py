@@ -52,6 +52,7 @@ def some_pairs(model: PreTrainedModel) -> PairMask:
     return matched_random(select(result, "pair < 3"), seed=0)
 
 
+@pytest.mark.slow
 @bakeable
 def test_baked_weights_do_what_the_weighting_does(architecture: Architecture) -> None:
     model = architecture.build()
@@ -64,6 +65,7 @@ def test_baked_weights_do_what_the_weighting_does(architecture: Architecture) ->
     assert not torch.allclose(baked, stock, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 @unbakeable
 def test_what_cannot_be_baked_says_why_and_stays_as_it_was(architecture: Architecture) -> None:
     model = architecture.build()

@@ -308,6 +308,7 @@ def pairs_of_small_result(stream: str) -> list[tuple[bool, dict[str, float]]]:
     return [(flag, dict(zip(values, row, strict=True))) for flag, row in zip(there, rows, strict=True)]
 
 
+@pytest.mark.slow
 @settings(max_examples=80, deadline=None)
 @given(condition=conditions, brackets=st.booleans())
 def test_random_expressions_agree_with_three_valued_logic_pair_by_pair(

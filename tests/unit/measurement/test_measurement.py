@@ -102,6 +102,7 @@ def check_against(
                 assert np.isnan(measured).all()
 
 
+@pytest.mark.slow
 @every_architecture
 @pytest.mark.parametrize("length", [LENGTH, 97])
 def test_values_equal_float64_on_what_attention_receives(architecture: Architecture, length: int) -> None:
@@ -117,6 +118,7 @@ def test_values_equal_float64_on_the_projections_before_rotation(architecture: A
     check_against(result, architecture, before_rotation(model, windows), 256)
 
 
+@pytest.mark.slow
 @every_architecture
 def test_rotary_group_says_what_the_config_says(architecture: Architecture) -> None:
     expected = architecture.expected(LENGTH)
@@ -251,6 +253,7 @@ def test_dropout_is_off_and_the_training_mode_is_restored() -> None:
         xr.testing.assert_identical(result[stream].to_dataset(), expected[stream].to_dataset())
 
 
+@pytest.mark.slow
 @every_architecture
 def test_nothing_is_left(architecture: Architecture) -> None:
     model = architecture.build()

@@ -360,6 +360,7 @@ def test_wikitext_is_the_published_file_byte_for_byte(name):
     assert all(article.startswith(" \n = ") for article in articles)
 
 
+@pytest.mark.slow
 @needs_wikitext
 def test_wikitext_tokens_are_those_of_the_published_file(tokenizer, wikitext_folder):
     from_set = token_windows(tokenizer, "wikitext", split="test", length=1024)

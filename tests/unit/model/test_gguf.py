@@ -191,6 +191,7 @@ def logits(model: Any) -> torch.Tensor:
     return model(TOKENS, use_cache=False).logits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_a_file_gives_the_logits_of_the_model_it_was_made_of(name: str, tmp_path: Path) -> None:
     kind, options, architecture, metadata, tensors = CASES[name]

@@ -242,6 +242,7 @@ def same_numbers(one: xr.DataTree, other: xr.DataTree) -> bool:
     return all(one[stream].to_dataset().equals(other[stream].to_dataset()) for stream in ("query", "key"))
 
 
+@pytest.mark.slow
 def test_a_measurement_belongs_to_what_decided_it(
     changed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -260,6 +261,7 @@ def test_a_measurement_belongs_to_what_decided_it(
         measure(other, WINDOWS, path=path, **FRAMES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["rope_theta", "experts", "hook", "weighted_rope", "forward of a class"])
 def test_a_sweep_belongs_to_what_decided_it(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     architecture = CONFIGS[name][0] if name in CONFIGS else LLAMA
@@ -348,6 +350,7 @@ SWITCHES: dict[str, Callable[[Any], None]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("switch", SWITCHES)
 def test_adapters_that_are_switched_are_another_model(switch: str, adapted: Any, tmp_path: Path) -> None:
     path = tmp_path / "result.nc"
@@ -387,6 +390,7 @@ def run_and_close(model: Any) -> None:
         model(WINDOWS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("nothing", NOTHING)
 def test_what_decides_nothing_is_no_difference(nothing: str, tmp_path: Path) -> None:
     model, path = LLAMA.build(), tmp_path / "result.nc"
@@ -397,6 +401,7 @@ def test_what_decides_nothing_is_no_difference(nothing: str, tmp_path: Path) -> 
     assert path.read_bytes() == content
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES, ids=str)
 def test_a_model_saved_and_opened_elsewhere_is_the_same(architecture: Architecture, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM

