@@ -255,6 +255,15 @@ def test_a_tone_beside_the_drift_of_red_noise_is_what_the_claim_asks_for() -> No
     assert test.value == 1 and test.control.value < 0.1 and "AR(1)" in test.control.what
 
 
+def test_a_few_pairs_are_too_little_to_call_a_selection_redundant() -> None:
+    few = sweep("periodic", 0.0, 0.3)
+    few["selected_pairs"][:] = [[9, 10]]
+    found = claims(of(few), only=["periodic-are-redundant"])["periodic-are-redundant"]
+    assert found.verdict == CANNOT and "0.6: 19; the least to judge by is 20" in found.reason
+    few["selected_pairs"][:] = [[10, 10]]
+    assert claims(of(few), only=["periodic-are-redundant"])["periodic-are-redundant"].verdict == HOLDS
+
+
 def test_redundant_pairs_that_are_no_more_so_than_random_ones_are_said_to_be_nothing_special() -> None:
     special = claims(of(sweep("periodic", 0.0, 0.3)), only=["periodic-are-redundant"]).findings[0][1]
     plain = claims(of(sweep("periodic", 0.0, 0.0)), only=["periodic-are-redundant"]).findings[0][1]
