@@ -20,6 +20,7 @@ from ropescope.evaluation.frontier.changes import bytes_share, compared, percent
 from ropescope.evaluation.frontier.in_words import findings as thin_findings
 from ropescope.evaluation.sweep.changes import change
 from ropescope.evaluation.sweep.in_words import findings as sweep_findings
+from ropescope.measurement.results import provenance
 from ropescope.measurement.summary import counts
 
 # What is given to the claims.
@@ -97,8 +98,6 @@ def _printed(folder: Path, step: str, title: str) -> Iterator[str]:
 
 
 def _setting(data: xr.DataTree | xr.Dataset) -> str:
-    from ropescope.measurement.results import provenance
-
     windows: dict[str, Any] = dict(provenance(data)).get("windows", {})
     text = " ".join(Path(str(windows[part])).name for part in ("corpus", "split") if windows.get(part))
     return f"{windows.get('windows')} windows of {windows.get('length')} tokens of {text}, float32."

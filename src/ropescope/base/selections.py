@@ -6,6 +6,7 @@ import operator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ropescope.base.counting import counted
 from ropescope.base.pair_variables import ENTROPIES, pair_variables
 
 Comparison = Literal["<", ">", "=="]
@@ -57,6 +58,10 @@ class Selection:
     def variable_label(self) -> str:
         """The variable as a reader knows it."""
         return pair_variables()[self.variable].label
+
+    def counted(self, number: int) -> str:
+        """So many of its pairs, as "1 silent pair"."""
+        return counted(number, self.plural.removesuffix("s"))
 
     def holds(self, values: Any) -> Any:
         """Where the rule is satisfied, for an array of the variable; false where it is NaN."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from ropescope.base.arguments import check_analysis_window, check_batch_size, check_frames
+from ropescope.base.arguments import AUTO, check_analysis_window, check_batch_size, check_frames
 from ropescope.base.axes import STREAMS
 from ropescope.cli.options import (
     OUTPUT_GROUP,
@@ -68,7 +68,7 @@ def measure(
     """
     import ropescope as rs
 
-    norm_heads: NormHeads = "auto" if how.norm_heads == ("auto",) else parse_heads(how.norm_heads)
+    norm_heads: NormHeads = "auto" if how.norm_heads == (AUTO,) else parse_heads(how.norm_heads)
     check_model(options)
     check_text(text)
     check_frames(text.length, how.frame_length, how.hop_length)

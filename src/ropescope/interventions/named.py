@@ -37,8 +37,8 @@ def selections_text(result: xr.DataTree | None = None) -> str:
     str
         Two lists.
     """
-    counted = {} if result is None else {name: _counts(result, name) for name in NAMED}
-    named = [(name, expression, *counted.get(name, ())) for name, expression in NAMED.items()]
+    held = {} if result is None else {name: _counts(result, name) for name in NAMED}
+    named = [(name, expression, *held.get(name, ())) for name, expression in NAMED.items()]
     variables = [(name, each.axis_label) for name, each in pair_variables().items()]
     return "\n".join(
         ["selections", *_columns(named), "", "what expressions compare", *_columns([*variables, *_PLACES])]

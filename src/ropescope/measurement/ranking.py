@@ -9,7 +9,6 @@ import numpy as np
 import xarray as xr
 
 from ropescope.base.axes import HEAD_AXIS, LAYER, PAIR
-from ropescope.base.counting import counted
 from ropescope.base.errors import InputError
 from ropescope.base.selections import OUTLIERS, PERIODIC, SILENT, Selection
 from ropescope.base.tables import Table
@@ -84,7 +83,7 @@ def _furthest(
         for row in rows
     ]
     shown = f", the {most} furthest" if places.size > most else ""
-    title = f"{stream}: {counted(places.size, selection.plural.removesuffix('s'))} ({selection.rule}){shown}"
+    title = f"{stream}: {selection.counted(places.size)} ({selection.rule}){shown}"
     return Table([LAYER, "head", PAIR, selection.variable_label, *further], entries, title)
 
 
@@ -95,5 +94,5 @@ def _silent(flat: xr.Dataset, stream: str, most: int) -> Table:
     for layer, head, pair in zip(*(rows[axis].values for axis in (LAYER, HEAD_AXIS[stream], PAIR)), strict=True):
         heads.setdefault((int(layer), int(pair)), []).append(int(head))
     listed = [[str(layer), str(pair), ", ".join(map(str, at))] for (layer, pair), at in sorted(heads.items())[:most]]
-    title = f"{stream}: {counted(rows.sizes['place'], SILENT.plural.removesuffix('s'))}"
+    title = f"{stream}: {SILENT.counted(rows.sizes['place'])}"
     return Table([LAYER, PAIR, "heads"], listed, title + (f", the first {most} places" if len(heads) > most else ""))

@@ -14,7 +14,7 @@ from ropescope.analysis.importance_shares import SCORE, SELECTION, STREAM, impor
 from ropescope.base.axes import STREAM_NAMES, STREAMS
 from ropescope.base.counting import counted
 from ropescope.base.pair_variables import pair_variables
-from ropescope.base.selections import PAPER, VARIABLE_LABELS
+from ropescope.base.selections import PAPER, SILENT, VARIABLE_LABELS
 from ropescope.base.statistics import ESTIMATE
 from ropescope.display.figures.style import (
     CURVE,
@@ -103,7 +103,7 @@ def _draw_pairs(axes: Axes, mean: xr.Dataset) -> None:
             **style,
         )
     if silent := int((~known).sum()):
-        text = f"{counted(silent, 'silent pair')}: no SpectrumFE, importance 0"
+        text = f"{SILENT.counted(silent)}: no SpectrumFE, importance 0"
         axes.text(0.98, 0.02, text, transform=axes.transAxes, ha="right", va="bottom", fontsize=SMALL, color=REFERENCE)
     axes.set_yscale("log")
     for text, place in thresholds("spectrum_fe"):

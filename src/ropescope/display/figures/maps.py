@@ -17,6 +17,8 @@ from ropescope.base.errors import InputError, did_you_mean
 from ropescope.base.pair_variables import PairVariable, pair_variables
 from ropescope.base.selections import SCALES, VARIABLE_LABELS
 from ropescope.display.figures.style import (
+    CELLS,
+    HATCHED,
     REFERENCE,
     SELECTED,
     SMALL,
@@ -129,8 +131,7 @@ def variable_map(result: xr.DataTree, variable: str, stream: str = "query") -> F
     for axes, (title, shown) in zip(grid[0], maps.items(), strict=True):
         # On a logarithmic scale 0 is as dark as the least.
         content = shown.transpose(LAYER, PAIR).clip(min=norm.vmin if meaning.logarithmic else None).values
-        style: dict[str, Any] = {"aspect": "auto", "origin": "lower", "interpolation": "nearest"}
-        image = axes.imshow(content, cmap=map_colours(signed), norm=norm, **style)
+        image = axes.imshow(content, cmap=map_colours(signed), norm=norm, **CELLS)
         axes.set_title(f"{meaning.label}, {title}", fontsize=SMALL + 2)
     colour_bar(figure, image, grid[0], meaning.axis_label)
     _mark_nope_layers(figure, grid, result)
@@ -157,8 +158,7 @@ def _draw_map(axes: Axes, values: xr.DataArray, name: str) -> AxesImage:
     low, high = SCALES[name]
     layer_pair = values.transpose(LAYER, PAIR).values
     hatch_missing(axes)
-    style: dict[str, Any] = {"aspect": "auto", "origin": "lower", "interpolation": "nearest"}
-    return axes.imshow(layer_pair, cmap=selecting_colours(name), vmin=low, vmax=high, **style)
+    return axes.imshow(layer_pair, cmap=selecting_colours(name), vmin=low, vmax=high, **CELLS)
 
 
 def _entropy_bar(figure: Figure, image: AxesImage, row: np.ndarray, name: str, values: xr.DataArray) -> None:
@@ -183,7 +183,7 @@ def _mark_nope_layers(figure: Figure, grid: np.ndarray, result: xr.DataTree, mis
     handles: list[Artist] = [Line2D([], [], **style)] if rows.size else []
     if missing:
         words = "no head has a value: none has the pair, or its norm is always 0 or flat"
-        handles.append(Patch(facecolor="#E4E4E4", hatch="/////", edgecolor="#777777", label=words))
+        handles.append(Patch(**HATCHED, label=words))
     for axes in grid.flat if rows.size else ():
         axes.plot(np.full(rows.size, 1.015), rows, transform=axes.get_yaxis_transform(), clip_on=False, **style)
     if handles:

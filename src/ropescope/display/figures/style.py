@@ -38,6 +38,9 @@ SMALL = 8
 _TICKS = 5
 _MOST_ROWS = 12
 _BRIGHTEST = 0.995
+# A map of cells, the first row at the bottom.
+CELLS: dict[str, Any] = {"aspect": "auto", "origin": "lower", "interpolation": "nearest"}
+HATCHED: dict[str, Any] = {"facecolor": "#E4E4E4", "hatch": "/////", "edgecolor": "#777777"}
 # How far a colour that no threshold selects is mixed with white.
 _FADE = 0.45
 
@@ -65,7 +68,7 @@ def selecting_colours(variable: str) -> Colormap:
 
 def hatch_missing(axes: Axes) -> None:
     """Hatch what lies behind a map, which shows where it has no value."""
-    axes.patch.set(facecolor="#E4E4E4", hatch="/////", edgecolor="#777777", linewidth=0)
+    axes.patch.set(**HATCHED, linewidth=0)
 
 
 def plain(axes: Axes) -> None:
@@ -141,14 +144,8 @@ def draw_norms(axes: Axes, data: xr.Dataset, place: tuple[int, int], stream: str
     position = norm[POSITION].values
     end = position[-1] + (position[-1] - position[-2] if len(position) > 1 else 1)
     finite = norm.values[np.isfinite(norm.values)]
-    style: dict[str, Any] = {
-        "aspect": "auto",
-        "origin": "lower",
-        "cmap": "magma",
-        "vmin": 0,
-        "interpolation": "nearest",
-    }
-    image = axes.imshow(norm.values, extent=(position[0], end, -0.5, norm.sizes[PAIR] - 0.5), **style)
+    extent = (position[0], end, -0.5, norm.sizes[PAIR] - 0.5)
+    image = axes.imshow(norm.values, extent=extent, cmap="magma", vmin=0, **CELLS)
     image.set_clim(0, float(np.quantile(finite, _BRIGHTEST)) if finite.size else 1.0)
     axes.set_xticks(np.linspace(position[0], end, _TICKS).round().astype(int))
     axes.set_xlabel("position n (tokens)", fontsize=SMALL + 1)

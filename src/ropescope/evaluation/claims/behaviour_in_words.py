@@ -8,14 +8,12 @@ import xarray as xr
 from ropescope.base.axes import HEAD, LAYER, SEQUENCE
 from ropescope.base.counting import counted
 from ropescope.base.schema import Schema
-from ropescope.base.statistics import jackknife
+from ropescope.base.statistics import LEAST_WINDOWS, jackknife
 from ropescope.base.tables import Section, Table
 from ropescope.evaluation.claims.arms import PLAIN, TWICE_PLAIN
 from ropescope.evaluation.claims.behaviour_dataset import ARM, LOOKED, READING
 from ropescope.measurement.names import model_name
 from ropescope.measurement.results import text_of
-
-_LEAST_WINDOWS = 5
 
 
 def look_section(data: xr.Dataset) -> Section:
@@ -30,7 +28,7 @@ def look_section(data: xr.Dataset) -> Section:
     size = counted(data.sizes[SEQUENCE], "window") + (f" of {length} tokens" if length else "")
     about = ", ".join(part for part in (model_name(data), text_of(data), size) if part)
     meaning = (
-        f"Brackets are 95 % intervals over windows, of {_LEAST_WINDOWS} windows or more. For verdicts give the file to "
+        f"Brackets are 95 % intervals over windows, of {LEAST_WINDOWS} windows or more. For verdicts give the file to "
         "'ropescope claims' with the measurement of the model."
     )
     tables = [_heads(data), _arms(data), _readings(data)]
@@ -73,6 +71,6 @@ def _readings(data: xr.Dataset) -> Table:
 
 def _interval(values: np.ndarray, *, signed: bool = False) -> str:
     """The mean over windows with its interval."""
-    value, low, high = jackknife(lambda drawn: drawn.mean(0), values, least=_LEAST_WINDOWS)
+    value, low, high = jackknife(lambda drawn: drawn.mean(0), values, least=LEAST_WINDOWS)
     form = "+.3f" if signed else ".3f"
     return f"{value:{form}}" + ("" if np.isnan(low) else f" [{low:{form}}, {high:{form}}]")
