@@ -21,6 +21,7 @@ import torch
 
 import ropescope as rs
 from common import DEVICES, describe, load, peak_mb, print_peak, random_windows, seconds
+from ropescope.base.counting import counted
 from ropescope.model.attention import AttentionCall, intercepted
 
 
@@ -65,7 +66,7 @@ def compare(device: str, count: int, length: int, rounds: int, ways: list[str]) 
     del model
     base = peak_mb(__file__, device, "forward", 1, length)
     bare = statistics.median(each["forward"] for each in times)
-    print(f"\n{count} windows of {length} tokens, {rounds} rounds; bare forward {bare:.2f} s")
+    print(f"\n{counted(count, 'window')} of {length} tokens, {rounds} rounds; bare forward {bare:.2f} s")
     print(f"{'way':<24}{'time / forward':>16}{'lowest':>9}{'highest':>9}{'extra peak memory':>20}")
     for way in ways[1:]:
         ratios = sorted(t[way] / t["forward"] for t in times)
