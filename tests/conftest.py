@@ -16,10 +16,20 @@ from typing import Any
 import pytest
 import torch
 
+from architectures import ARCHITECTURES, OF_EACH_KIND
 from checkout import DATA
 from tiny import byte_level_tokenizer, tiny_llama
 
 WIKITEXT = DATA / "wikitext" / "wiki.test.raw"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A test of the whole matrix of architectures is slow but for one of each kind."""
+    for item in items:
+        architecture = getattr(item, "callspec", None) and item.callspec.params.get("architecture")
+        if architecture in ARCHITECTURES and str(architecture) not in OF_EACH_KIND:
+            item.add_marker("slow")
 
 
 @pytest.fixture(scope="module")

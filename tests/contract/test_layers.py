@@ -191,6 +191,7 @@ def test_weighting_one_row_weights_one_call(build: Callable[[], PreTrainedModel]
     assert state_of(model) == before
 
 
+@pytest.mark.slow
 @cached
 def test_weighting_one_row_weights_its_call_in_every_step_of_a_generation(
     build: Callable[[], PreTrainedModel],

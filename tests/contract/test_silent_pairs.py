@@ -254,6 +254,7 @@ def check_as_untouched(architecture: Architecture, change: Any, dtype: torch.dty
     check_card(probe(model), untouched(architecture, dtype), zero_pairs(model, architecture, tokens()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", [BIASED_LLAMA, COHERE2, GEMMA3], ids=str)
 @trained
 @every_dtype

@@ -116,6 +116,7 @@ def test_figures_of_chosen_heads(tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_keys_are_drawn_for_the_key_head_that_a_query_head_attends_to(tmp_path):
     rs.save(synthetic_result(kv_heads=2, heads=4), tmp_path / "result.nc")
     cli.main(["figures", str(tmp_path / "result.nc"), "--heads", "1:3", "--output-dir", str(tmp_path / "out")])
@@ -177,6 +178,7 @@ def test_measure_names_its_file_as_it_was_given(saved, text, tmp_path, monkeypat
     )
 
 
+@pytest.mark.slow
 def test_a_sweep_names_its_file_as_it_was_given(sweeping, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     cli.main([*sweeping[:-1], "here.nc"])
@@ -315,6 +317,7 @@ def test_bad_options_of_sweep(sweeping, tmp_path, capsys):
     assert not (tmp_path / "sweep.nc").exists()
 
 
+@pytest.mark.slow
 def test_baked_folder_opens_in_plain_transformers(saved, result, tmp_path, capsys):
     from transformers import AutoModelForCausalLM
 
@@ -332,6 +335,7 @@ def test_baked_folder_opens_in_plain_transformers(saved, result, tmp_path, capsy
     assert made_of["model"] == json.loads(rs.load(result).attrs["provenance"])["model"]
 
 
+@pytest.mark.slow
 def test_selections_are_listed_with_what_they_hold(result, capsys):
     cli.main(["select", "--list"])
     listed = capsys.readouterr().out

@@ -105,6 +105,7 @@ def test_help_teaches_with_an_example(capsys):
     assert "Example: ropescope compare qwen3-wikitext.nc qwen3-c4.nc" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_label_names_a_result_in_findings_and_figures(folder, tmp_path, capsys):
     compare(folder, ["wikitext.nc", "c4.nc"], tmp_path, "--label", "Text A", "Text B", "--stream", "query")
     assert "Does Text B have its bands where Text A has them?" in capsys.readouterr().out

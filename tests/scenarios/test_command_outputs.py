@@ -70,6 +70,7 @@ def test_a_reader_that_stops_costs_no_file(arguments, written, results):
     assert written <= {path.name for path in results.iterdir()}
 
 
+@pytest.mark.slow
 def test_a_full_disk_behind_standard_output_is_one_line_and_costs_no_file(results):
     with Path("/dev/full").open("w") as full:
         ran = piped(command("select", "one.nc", "bands", "--output", "bands.safetensors"), results, full.fileno())
@@ -146,6 +147,7 @@ def test_tables_may_not_be_written_over_the_scores(command, tmp_path, capsys):
     assert f"got --output {output}, but .csv is for the table beside it: end it with .nc" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_result_in_use_is_not_replaced_even_where_that_is_allowed(saved, tmp_path, capsys):
     """It may be this very measurement: nobody can tell while another process holds it."""
     text, target = tmp_path / "text.txt", tmp_path / "result.nc"
@@ -205,6 +207,7 @@ def test_hdf5_itself_tells_a_lock_from_damage(tmp_path):
     assert "BlockingIOError: [Errno 11]" in held.stderr
 
 
+@pytest.mark.slow
 def test_a_figure_has_the_width_and_the_font_asked_for(results, tmp_path, capsys):
     import matplotlib.image
 

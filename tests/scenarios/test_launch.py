@@ -204,6 +204,7 @@ def test_a_port_in_use_is_told_in_one_line(
     assert f"MASTER_PORT is {port} in the environment, where this process, of rank 0, cannot listen" in line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", ["0", "1"])
 def test_processes_that_do_not_come_are_waited_for_a_finite_time(
     rank: str,
@@ -219,6 +220,7 @@ def test_processes_that_do_not_come_are_waited_for_a_finite_time(
     assert ended.startswith(f"{here} of 2 processes came to {place} within 3 s; start all of them")
 
 
+@pytest.mark.slow
 def test_a_stranger_that_never_answers_ends_the_wait_too(
     left: dict[str, str], measuring: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -227,6 +229,7 @@ def test_a_stranger_that_never_answers_ends_the_wait_too(
         assert said(capsys, measuring)[-1].startswith("0 of 2 processes came to 127.0.0.1:")
 
 
+@pytest.mark.slow
 def test_an_address_of_another_machine_is_told(
     left: dict[str, str], measuring: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

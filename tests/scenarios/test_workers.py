@@ -150,6 +150,7 @@ def test_layers_are_not_spread_by_several_processes_at_once(
     assert "got --device-map auto in 2 processes, each of which would spread" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_command_takes_automatic_batches_and_placements(measuring: list[str], tmp_path: Path) -> None:
     plain, placed = tmp_path / "plain.nc", tmp_path / "placed.nc"
     cli.main([*measuring, "--count", "2", "--output", str(plain)])

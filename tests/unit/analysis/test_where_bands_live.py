@@ -50,6 +50,7 @@ def share(result: xr.DataTree, source: str, entropy: str = "spectrum_fe") -> np.
     return variance_shares(result, "query").sel(entropy=entropy, source=source).values
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", PARTS)
 @pytest.mark.parametrize("entropy", ["spectrum_fe", "sequence_fe"])
 def test_the_only_part_that_matters_explains_nearly_everything(source, entropy):
@@ -113,6 +114,7 @@ def test_gaps_do_not_bias_the_shares():
         assert share(planted(values), part)[0] == pytest.approx(share(full, part)[0], abs=0.03)
 
 
+@pytest.mark.slow
 def test_the_interval_covers_the_truth_about_as_often_as_it_says():
     """Of the finite set of layers, pair effects are the same ones each time: the truth is their own variance."""
     random, covered, runs = np.random.default_rng(3), 0, 60
@@ -215,6 +217,7 @@ def test_bands_are_counted_in_the_octave_of_their_wavelength():
     assert data["members"].sel(selection="bands", layer=3, octave=np.inf) == 24
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("place", "expected", "words"),
     [

@@ -93,6 +93,7 @@ def test_layers_of_other_shapes_are_scored_by_their_own_heads() -> None:
         assert torch.isfinite(scores[rotation.layer]).all()
 
 
+@pytest.mark.slow
 def test_a_plan_that_was_made_is_read_and_another_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "plans"
     made = planned(folder=folder, baselines=("norm",))

@@ -277,6 +277,7 @@ def test_the_way_to_a_corpus_that_an_older_result_holds_is_not_published():
     assert "novel.txt" in page and "someone" not in page
 
 
+@pytest.mark.slow
 def test_sections_and_claims_go_by_model_and_text_or_by_the_labels_given(tmp_path):
     SWEEP.save(sweep("bands", 0.5, 0.1), tmp_path / "q.nc")
     rs.save(measurement(RUN), tmp_path / "r.nc")

@@ -337,6 +337,7 @@ def test_of_several_models_each_is_judged_by_its_own_files() -> None:
     assert list(alone) == ["one"] and alone["one"]["text-does-not-matter"].verdict == HOLDS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "given",
     [

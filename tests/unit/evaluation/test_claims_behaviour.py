@@ -106,6 +106,7 @@ def made():
     return model, windows, result, behaviour(model, windows, result)
 
 
+@pytest.mark.slow
 def test_a_look_holds_what_arms_give_by_themselves(made) -> None:
     model, windows, result, look = made
     arms = arms_of(result)

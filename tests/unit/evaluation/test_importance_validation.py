@@ -122,6 +122,7 @@ def test_tokens_that_a_model_never_gives_cost_nothing_and_one_that_it_no_longer_
     assert not ablation.lost(ours, theirs, targets).isfinite().all()
 
 
+@pytest.mark.slow
 def test_importance_foretells_what_random_weights_lose(check: xr.Dataset) -> None:
     scale = check.sel(kind="scale")
     value, low, high = scale.kl_correlation.values

@@ -477,6 +477,7 @@ def test_processes_that_share_tasks_equal_one(tmp_path: Path) -> None:
     run_job(2, "tasks", tmp_path)
 
 
+@pytest.mark.slow
 def test_the_report_shows_tasks(result: xr.DataTree, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = planted(([1.0, 0.0] * 30, [0.0] * 60))
     protocol = {"lm_eval": "0", "limit": 60.0}

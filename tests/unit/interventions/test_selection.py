@@ -101,6 +101,7 @@ EXPRESSIONS: list[tuple[str, Callable[[dict[str, np.ndarray]], Any]]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("expression", "expected"), EXPRESSIONS, ids=[text for text, _ in EXPRESSIONS])
 def test_expressions_select_what_numpy_selects(
     expression: str, expected: Callable[[dict[str, np.ndarray]], np.ndarray]
@@ -473,6 +474,7 @@ def test_deep_nesting_is_refused_whatever_nests(expression: str) -> None:
     refused(expression)
 
 
+@pytest.mark.slow
 def test_moderate_nesting_and_long_chains_are_allowed() -> None:
     rotated = select(result(), "rotated").query.values
     for expression in ("(" * 150 + "rotated" + ")" * 150, "not " * 50 + "rotated", " and ".join(["rotated"] * 80)):
@@ -482,6 +484,7 @@ def test_moderate_nesting_and_long_chains_are_allowed() -> None:
     assert not select(result(), "layer < " * 100 + "layer").query.any()
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(
     st.text(max_size=40)

@@ -340,6 +340,7 @@ class TestDamagedFiles:
             load(saved)
         assert "\n" not in str(caught.value)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("variable", ["query/spectrum_fe", "key/mean_norm", "query/norm", "rotary/frequency"])
     def test_changed_values(self, saved: Path, variable: str) -> None:
         with h5py.File(saved) as file:
@@ -350,6 +351,7 @@ class TestDamagedFiles:
         with pytest.raises(ResultError, match="is damaged or cut short"):
             load(saved)
 
+    @pytest.mark.slow
     def test_damage_raises_nothing_else(self, content: bytes, saved: Path) -> None:
         for place in np.random.default_rng(0).integers(8, len(content), 20).tolist():
             changed = bytearray(content)
@@ -364,6 +366,7 @@ class TestDamagedFiles:
         with pytest.raises(ResultError, match=r"other\.nc is not a ropescope result: its schema is None, not"):
             load(path)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(("version", "remedy"), [(3, "upgrade ropescope"), (1, "measure again"), ("x", "measure")])
     def test_other_schema_version(self, saved: Path, version: object, remedy: str) -> None:
         self.rewrite(saved, lambda tree: tree.attrs.update(schema_version=version))
@@ -377,6 +380,7 @@ class TestDamagedFiles:
         with pytest.raises(ResultError, match="has schema version None"):
             load(saved)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("group", ["query", "key", "rotary"])
     def test_missing_group(self, saved: Path, group: str) -> None:
         self.rewrite(saved, lambda tree: tree.__delitem__(group))

@@ -638,6 +638,7 @@ def command(folder: Path, *more: str, model: str = "model") -> list[str]:
     return ["measure", str(folder / model), "--corpus", text, "--output", output, *SHORT, *more]
 
 
+@pytest.mark.slow
 def test_a_finished_measurement_is_told_of_and_left_alone(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cli.main(command(folder))
     content, first = (folder / "result.nc").read_bytes(), capsys.readouterr().out
@@ -655,6 +656,7 @@ def test_a_finished_measurement_is_told_of_and_left_alone(folder: Path, capsys: 
     assert not list(folder.glob("*.partial"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("more", "difference"),
     [
@@ -682,6 +684,7 @@ def test_another_measurement_is_refused_before_the_model_is_loaded(
     assert "it exists" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_moved_config_of_other_rotation_is_another_measurement(folder: Path, capsys: Any) -> None:
     """As a user does it: the same weights in a folder whose config.json says another base."""
     cli.main(command(folder))
