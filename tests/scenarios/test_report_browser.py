@@ -377,6 +377,17 @@ def test_the_table_of_values_follows_the_head(read, report, result):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("width", [1280, 390])
+def test_nothing_moves_while_charts_are_drawn(read, report, width):
+    reader = read(report, viewport={"width": width, "height": 900})
+    top = "document.getElementById('values').getBoundingClientRect().top + scrollY"
+    before = reader.page.evaluate(top)
+    for id in ("norms", "spectrum", "periods"):
+        reader.wait(lambda id=id: reader.page.evaluate(DRAWN, id))
+    assert reader.page.evaluate(top) == before
+
+
+@pytest.mark.slow
 def test_everything_is_reached_by_tab_and_named(read, report):
     reader = read(report)
     reached = set()
