@@ -4,8 +4,9 @@
     python benchmarks/importance.py --device cuda     Llama-3-8B shape, random weights, bfloat16, 4096 tokens
 
 Rows: time of the first draw (the forward pass, the text's own gradient and one draw) and of each draw more over the
-bare forward; extra peak memory over that of perplexity, which holds no window's logits at once either; each with and
-without checkpointing. A layer's activations are what a pass without checkpointing needs, over the number of layers.
+bare forward, each with and without checkpointing; extra peak memory over the bare forward, which holds all logits of a
+window at once, and over perplexity, which does not. A layer's activations are what a pass without checkpointing needs
+over perplexity, over the number of layers.
 
 Last, what one window of 4096 tokens of a model of Llama-3-8B's shape needs in bfloat16 with checkpointing and two
 draws, worked out, no allocator's loss counted. With N tokens of D hidden and M intermediate values, L layers and V
@@ -75,12 +76,16 @@ def compare_times(device: str, count: int, length: int, rounds: int) -> int:
 
 
 def compare_memory(device: str, length: int, layers: int) -> None:
-    base = peak_mb(__file__, device, "perplexity", 1, length)
-    extra = {way: peak_mb(__file__, device, way, 1, length) - base for way in WAYS}
-    four = peak_mb(__file__, device, "checkpointing", 4, length) - peak_mb(__file__, device, "perplexity", 4, length)
-    plain, again = (extra[way] for way in WAYS)
-    print(f"\nextra peak memory: plain {plain:.0f} MB, checkpointing {again:.0f} MB, of four windows {four:.0f} MB")
-    print(f"activations of two layers: {2 * plain / layers:.0f} MB")
+    def peak(task: str, count: int = 1) -> float:
+        return peak_mb(__file__, device, task, count, length)
+
+    peaks = {task: peak(task) for task in ("forward", "perplexity", *WAYS)}
+    four = peak("checkpointing", 4) - peak("perplexity", 4)
+    print(f"\n{'extra peak memory, MB':<32}{'over the bare forward':>23}{'over perplexity':>17}")
+    for way in WAYS:
+        print(f"{way:<32}{peaks[way] - peaks['forward']:>23.0f}{peaks[way] - peaks['perplexity']:>17.0f}")
+    print(f"{'checkpointing, four windows':<32}{'':>23}{four:>17.0f}")
+    print(f"activations of two layers: {2 * (peaks['plain'] - peaks['perplexity']) / layers:.0f} MB")
 
 
 def needs() -> dict[str, float]:
@@ -98,7 +103,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", choices=DEVICES)
     parser.add_argument("--length", type=int, help="tokens in a window (cpu: 1024; cuda: 4096)")
-    parser.add_argument("--windows", type=int, default=2, help="each run probes the model once, however many")
+    parser.add_argument("--windows", type=int, default=8, help="each run probes the model once, however many")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--peak-of", nargs=3, metavar=("TASK", "COUNT", "LENGTH"), help=argparse.SUPPRESS)
     options = parser.parse_args()
