@@ -114,6 +114,18 @@ def test_a_label_names_a_result_in_findings_and_figures(folder, tmp_path, capsys
 
 
 @pytest.mark.slow
+def test_figures_have_the_width_and_the_font_asked_for(folder, tmp_path, capsys):
+    import matplotlib.image
+
+    compare(folder, ["wikitext.nc"], tmp_path, "--stream", "key", "--width", "7", "--font", "DejaVu Serif")
+    drawn = list(tmp_path.glob("*.png"))
+    assert drawn and all(matplotlib.image.imread(path).shape[1] == 1400 for path in drawn)
+    file = str(folder / "wikitext.nc")
+    for wrong, words in ((["--width", "41"], "2 to 40 inches"), (["--font", "No Such"], "does not find")):
+        assert words in refusal(capsys, "compare", file, *wrong)
+
+
+@pytest.mark.slow
 def test_python_has_in_one_call_what_the_command_prints_and_draws(folder, tmp_path, capsys):
     files = [folder / "wikitext.nc", folder / "c4.nc"]
     compare(folder, [file.name for file in files], tmp_path, "--heads", "0:0", "--stream", "key", "--where")

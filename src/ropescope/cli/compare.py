@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from ropescope.base.arguments import check_at_least
 from ropescope.base.errors import InputError
-from ropescope.cli.drawing import drawing, make_folder, save_figure, write_text
+from ropescope.cli.drawing import Formats, drawing, make_folder, save_in_formats, write_text
 from ropescope.cli.options import Format, Labels, Stream, app, parse_heads, streams_of
 from ropescope.cli.printing import say
 
@@ -26,6 +26,8 @@ def compare(
     where: Annotated[bool, Parameter(negative="")] = False,
     label: Labels = (),
     format: Annotated[tuple[Format, ...], Parameter(consume_multiple=True, negative="")] = ("png",),
+    width: float | None = None,
+    font: str | None = None,
     output_dir: Path = Path(),
 ) -> None:
     """Ask whether bands and periodic pairs sit in the same places in several results; of one, where they live.
@@ -54,6 +56,10 @@ def compare(
         What to call each file, in their order; default its model, and its text and length where they tell files apart.
     format
         png, svg, pdf; several make several files.
+    width
+        Inches, 2 to 40; words keep their size. Default as much as the content needs.
+    font
+        Family of the words, such as "Times New Roman"; default Matplotlib's.
     output_dir
         Folder for the files, made if it does not exist.
     """
@@ -66,6 +72,7 @@ def compare(
     chosen = [(layer, head) for layer, head in parse_heads(heads) if layer is not None and head is not None]
     if len(chosen) < len(heads):
         raise InputError("compare got '*' or 'none' in --heads; name each head as LAYER:HEAD")
+    formats = Formats(format, width, font)
     import ropescope as rs
 
     found = rs.comparison(results, view=view, top=top, labels=label)
@@ -76,5 +83,5 @@ def compare(
     say(f"\nfindings: {findings}")
     with drawing(f"the findings are in {findings}"):
         for name, figure in found.figures(chosen, streams_of(stream)).items():
-            for extension in format:
-                say(f"figure: {save_figure(figure, stem.with_name(f'{stem.name}-{name}.{extension}'))}")
+            for written in save_in_formats(figure, stem.with_name(f"{stem.name}-{name}"), formats):
+                say(f"figure: {written}")

@@ -122,11 +122,11 @@ def draw_result(
             if stream == KEY and QUERY in chosen:
                 shown = key_heads(result, shown)
             for name, figure in _of_stream(drawn, shown, stream):
-                yield from _saved(figure, folder / f"{stem}-{stream}-{name}", formats)
+                yield from save_in_formats(figure, folder / f"{stem}-{stream}-{name}", formats)
         if importance is not None:
             from ropescope.display.figures.importance import importance_scatter
 
-            yield from _saved(importance_scatter(result, importance), folder / f"{stem}-importance", formats)
+            yield from save_in_formats(importance_scatter(result, importance), folder / f"{stem}-importance", formats)
 
 
 def _of_stream(result: xr.DataTree, heads: list[tuple[int, int]], stream: str) -> Iterator[tuple[str, Figure]]:
@@ -153,7 +153,7 @@ def draw_sweeps(paths: list[Path], formats: Formats, folder: Path, labels: Seque
     with drawing("the sweeps are as they were"):
         from ropescope.display.figures.curves import sweep_curves
 
-        yield from _saved(sweep_curves(sweeps), folder / f"{paths[0].stem}-curves", formats)
+        yield from save_in_formats(sweep_curves(sweeps), folder / f"{paths[0].stem}-curves", formats)
 
 
 def draw_frontiers(paths: list[Path], formats: Formats, folder: Path, labels: Sequence[str] = ()) -> Iterable[Path]:
@@ -166,7 +166,7 @@ def draw_frontiers(paths: list[Path], formats: Formats, folder: Path, labels: Se
     with drawing("the frontiers are as they were"):
         from ropescope.display.figures.frontier import frontier_curves
 
-        yield from _saved(frontier_curves(frontiers), folder / f"{paths[0].stem}-curves", formats)
+        yield from save_in_formats(frontier_curves(frontiers), folder / f"{paths[0].stem}-curves", formats)
 
 
 def draw_sets(paths: list[Path], formats: Formats, folder: Path, labels: Sequence[str] = ()) -> Iterable[Path]:
@@ -181,7 +181,7 @@ def draw_sets(paths: list[Path], formats: Formats, folder: Path, labels: Sequenc
         from ropescope.display.figures.sets import set_predictions
 
         for path, check in checks.items():
-            yield from _saved(set_predictions(check), folder / path.stem, formats)
+            yield from save_in_formats(set_predictions(check), folder / path.stem, formats)
 
 
 @dataclass(frozen=True)
@@ -216,7 +216,7 @@ class Formats:
         return figure
 
 
-def _saved(figure: Figure, stem: Path, formats: Formats) -> Iterator[Path]:
+def save_in_formats(figure: Figure, stem: Path, formats: Formats) -> Iterator[Path]:
     """The figure in every format; a stem may hold a dot."""
     for extension in formats.extensions:
         yield save_figure(formats.applied(figure), stem.with_name(f"{stem.name}.{extension}"))
