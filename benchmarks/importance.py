@@ -3,8 +3,9 @@
     python benchmarks/importance.py                   SmolLM2 on the CPU, 1024 tokens
     python benchmarks/importance.py --device cuda     Llama-3-8B shape, random weights, bfloat16, 4096 tokens
 
-Rows: time of the first draw (the forward pass, the text's own gradient and one draw) and of each draw more over the
-bare forward, each with and without checkpointing; extra peak memory over the bare forward, which holds all logits of a
+Rows: time over the bare forward, each with and without checkpointing: of the forward pass with one gradient, of each
+gradient more, and of `draws=1`, which has two, the text's own and that of the draw. The first two are told apart by a
+run of two draws. Then extra peak memory over the bare forward, which holds all logits of a
 window at once, and over perplexity, which does not. A layer's activations are what a pass without checkpointing needs
 over perplexity, over the number of layers.
 
@@ -66,12 +67,17 @@ def compare_times(device: str, count: int, length: int, rounds: int) -> int:
     times = [{name: seconds(task) for name, task in timed.items()} for _ in range(rounds)]
     bare = statistics.median(each["forward"] for each in times)
     print(f"\n{count} windows of {length} tokens, {rounds} rounds; bare forward with head {bare:.2f} s")
-    print(f"{'time over the bare forward':<32}{'median':>9}{'lowest':>9}{'highest':>9}")
+    print(f"{'time over the bare forward':<44}{'median':>9}{'lowest':>9}{'highest':>9}")
     for way in WAYS:
-        first = sorted(each[way] / each["forward"] for each in times)
-        more = sorted((each[f"{way}-2"] - each[way]) / each["forward"] for each in times)
-        for name, ratios in ((f"{way}, one draw", first), (f"{way}, each draw more", more)):
-            print(f"{name:<32}{statistics.median(ratios):>9.2f}{ratios[0]:>9.2f}{ratios[-1]:>9.2f}")
+        two, three = ([each[name] / each["forward"] for each in times] for name in (way, f"{way}-2"))
+        rows = {
+            "forward and one gradient": [2 * few - many for few, many in zip(two, three, strict=True)],
+            "each gradient more": [many - few for few, many in zip(two, three, strict=True)],
+            "draws=1, two gradients": two,
+        }
+        for name, ratios in rows.items():
+            told = f"{way}, {name}"
+            print(f"{told:<44}{statistics.median(ratios):>9.2f}{min(ratios):>9.2f}{max(ratios):>9.2f}")
     return int(model.config.num_hidden_layers)
 
 
@@ -103,7 +109,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", choices=DEVICES)
     parser.add_argument("--length", type=int, help="tokens in a window (cpu: 1024; cuda: 4096)")
-    parser.add_argument("--windows", type=int, default=8, help="each run probes the model once, however many")
+    parser.add_argument("--windows", type=int, default=3, help="each run probes the model once, however many")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--peak-of", nargs=3, metavar=("TASK", "COUNT", "LENGTH"), help=argparse.SUPPRESS)
     options = parser.parse_args()
