@@ -5,9 +5,9 @@
 
 Rows: time over the bare forward, each with and without checkpointing: of the forward pass with one gradient, of each
 gradient more, and of `draws=1`, which has two, the text's own and that of the draw. The first two are told apart by a
-run of two draws. Then extra peak memory over the bare forward, which holds all logits of a
-window at once, and over perplexity, which does not. A layer's activations are what a pass without checkpointing needs
-over perplexity, over the number of layers.
+run of two draws. Then extra peak memory over the bare forward, which holds all logits of a window at once, and over
+perplexity, which does not. A layer's activations are what a pass without checkpointing needs over perplexity, over the
+number of layers.
 
 Last, what one window of 4096 tokens of a model of Llama-3-8B's shape needs in bfloat16 with checkpointing and two
 draws, worked out, no allocator's loss counted. With N tokens of D hidden and M intermediate values, L layers and V

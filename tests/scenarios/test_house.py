@@ -10,6 +10,7 @@ from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
+from architectures import ARCHITECTURES, OF_EACH_KIND
 from checkout import ROOT
 from ropescope.base.selections import PAPER
 
@@ -147,3 +148,7 @@ def test_unit_tests_lie_in_folders_that_are_rooms():
     folders = {folder.name for folder in (ROOT / "tests" / "unit").iterdir() if any(folder.glob("test_*.py"))}
     assert folders - {"support"} <= {room.name for room in SOURCE.iterdir()} and len(folders) >= 8
     assert not list((ROOT / "tests").glob("test_*.py"))
+
+
+def test_the_fast_part_keeps_architectures_of_the_matrix():
+    assert set(OF_EACH_KIND) <= {str(architecture) for architecture in ARCHITECTURES}
