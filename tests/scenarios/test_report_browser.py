@@ -378,13 +378,16 @@ def test_the_table_of_values_follows_the_head(read, report, result):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [1280, 390])
-def test_nothing_moves_while_charts_are_drawn(read, report, width):
+def test_the_words_of_charts_have_their_room_before_they_come(read, report, width):
     reader = read(report, viewport={"width": width, "height": 900})
     top = "document.getElementById('values').getBoundingClientRect().top + scrollY"
-    before = reader.page.evaluate(top)
     for id in ("norms", "spectrum", "periods"):
-        reader.wait(lambda id=id: reader.page.evaluate(DRAWN, id))
-    assert reader.page.evaluate(top) == before
+        reader.wait(lambda id=id: reader.page.evaluate(DRAWN, id) and reader.text(f"{id}-note"))
+    drawn = reader.page.evaluate(top)
+    reader.page.evaluate(
+        "document.querySelectorAll('#explorer figcaption p').forEach((words) => { words.textContent = '' })"
+    )
+    assert reader.page.evaluate(top) == drawn
 
 
 @pytest.mark.slow

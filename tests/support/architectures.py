@@ -343,6 +343,9 @@ ARCHITECTURES = (
     Architecture("nemotron", "NemotronConfig"),
     Architecture("stablelm", "StableLmConfig", settings=_without("head_dim")),
 )
+# One of each kind: plain, with layers without rotation, soft cap, two frequencies, normalised queries, interleaved,
+# latent keys, no rotation at all. `make test-fast` keeps to these.
+OF_EACH_KIND = ("llama", "llama4", "gemma2", "gemma3", "qwen3", "cohere2", "deepseek-v3", "gpt2")
 
 
 def tokens(sequences: int = 2, length: int = 48, seed: int = 0) -> Tensor:
@@ -409,8 +412,3 @@ def entropies_of(norms: np.ndarray, frame_length: int, hop_length: int) -> dict[
             "dominant_period": length / (whole.argmax(-1) + 1),
             "peak_share": whole.max(-1) / whole.sum(-1),
         }
-
-
-# One of each kind: plain, with layers without rotation, soft cap, two frequencies, normalised queries, interleaved,
-# latent keys, no rotation at all. `make test-fast` keeps to these.
-OF_EACH_KIND = ("llama", "llama4", "gemma2", "gemma3", "qwen3", "cohere2", "deepseek-v3", "gpt2")
