@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Group, Parameter
 
+from ropescope.base.errors import InputError
 from ropescope.base.files import check_folder
 from ropescope.cli.drawing import check_companions, write_text
 from ropescope.cli.options import (
@@ -34,7 +35,9 @@ from ropescope.cli.printing import say
 if TYPE_CHECKING:
     import xarray as xr
 
+    from ropescope.compression.plans import KeyPlan
     from ropescope.evaluation.tasks.harness import TaskProtocol
+    from ropescope.interventions.masks import PairMask
 
 HARNESS_GROUP = Group("Harness", sort_key=3)
 _FORMATS: dict[str, Literal["markdown", "csv", "json"]] = {".md": "markdown", ".csv": "csv", ".json": "json"}
@@ -63,9 +66,10 @@ class HarnessOptions:
 @app.command
 def tasks(
     model: ModelName,
-    result: ResultPath,
+    result: ResultPath | None = None,
     *,
-    select: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative="")] = ("table1",),
+    select: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative="")] = (),
+    plan: Annotated[tuple[Path, ...], Parameter(consume_multiple=True, negative="")] = (),
     alpha: Annotated[tuple[float, ...], Parameter(consume_multiple=True, negative="")] = (0.1,),
     derotate: Annotated[bool, Parameter(negative="")] = False,
     options: ModelOptions = ModelOptions(),
@@ -75,12 +79,14 @@ def tasks(
     output: Annotated[Path | None, Parameter(name=["--output", "-o"], group=OUTPUT_GROUP)] = None,
     overwrite: Annotated[bool, Parameter(negative="", group=OUTPUT_GROUP)] = False,
 ) -> None:
-    """Run downstream tasks with the model as it stands and with selected pairs turned down, on the same documents.
+    """Run downstream tasks with the model as it stands and changed, on the same documents.
+
+    Changed is a model with selected pairs turned down, or on thin keys of a plan that `ropescope compress` wrote.
 
     Tasks, prompts, scores and standard errors are those of lm-evaluation-harness (`pip install 'ropescope[tasks]'`).
-    Each score of the weighted model is compared with the plain one document by document. Every finished task is kept:
+    Each score of the changed model is compared with the plain one document by document. Every finished task is kept:
     the same command after a crash, or after a task failed, goes on where it was. Writes the scores (.nc) and the
-    table (.md, .csv, .json), and prints the table. Several selections and strengths share the plain run; under
+    table (.md, .csv, .json), and prints the table. Several selections, strengths and plans share the plain run; under
     `torchrun --nproc-per-node N -m ropescope` the processes share the tasks and strengths.
 
     Example: `ropescope tasks Qwen/Qwen3-8B qwen3.nc --select table1 --alpha 0.1 --tasks hellaswag,mmlu --limit 500`
@@ -88,9 +94,11 @@ def tasks(
     Parameters
     ----------
     result
-        Result of `ropescope measure` for this model.
+        Result of `ropescope measure` for this model, that pairs are selected on; not needed for plans alone.
     select
-        Selections, each an expression or one of the paper's by name.
+        Selections, each an expression or one of the paper's by name; default table1 where there is a result.
+    plan
+        Plans of thin keys for this model, .safetensors.
     alpha
         Strengths of the weighting, 0 to 1.
     derotate
@@ -109,11 +117,8 @@ def tasks(
 
     names, protocol = _asked(tasks, alpha, how)
     check_model(options)
-    if samples is not None:
-        check_folder(samples)
-    target = output or Path(f"{stem_of(model)}-tasks.nc")
-    check_companions(target, _FORMATS)
-    _, masks = selected(result, select)
+    target = _target(model, output, samples)
+    changed = _changed(result, select, plan)
     join()
     before = stamp(target)
     loaded, tokenizer = load_chosen(model, options)
@@ -121,7 +126,7 @@ def tasks(
         loaded,
         tokenizer,
         names,
-        masks,
+        changed,
         alpha,
         protocol=protocol,
         intervention=intervention_of(derotate),
@@ -131,6 +136,35 @@ def tasks(
     if leading():
         say_if_kept(target, before)
         _report(data, target)
+
+
+def _target(model: str, output: Path | None, samples: Path | None) -> Path:
+    """Where the scores go, once all that is written can be."""
+    if samples is not None:
+        check_folder(samples)
+    target = output or Path(f"{stem_of(model)}-tasks.nc")
+    check_companions(target, _FORMATS)
+    return target
+
+
+def _changed(
+    result: Path | None, selections: tuple[str, ...], plans: tuple[Path, ...]
+) -> dict[str, PairMask | KeyPlan]:
+    """Masks and plans by the name of the arm."""
+    if result is None and (selections or not plans):
+        raise InputError(
+            "got no RESULT to select pairs on; give the file that 'ropescope measure' wrote for this model, or --plan "
+            "without --select"
+        )
+    masks = {} if result is None else selected(result, selections or ("table1",))[1]
+    return {**masks, **(_plans(plans) if plans else {})}
+
+
+def _plans(paths: Iterable[Path]) -> dict[str, KeyPlan]:
+    from ropescope.compression.plans import KeyPlan
+    from ropescope.evaluation.frontier.judging import named_plans
+
+    return named_plans(KeyPlan.load(path) for path in paths)
 
 
 def _asked(tasks: Iterable[str], alphas: Iterable[float], how: HarnessOptions) -> tuple[list[str], TaskProtocol]:

@@ -20,6 +20,7 @@ from architectures import LLAMA, state_of, tokens
 from forking import forked
 from harness_tasks import DATA, multiple_choice, write, write_tasks
 from launching import run_job
+from refusals import refusal
 from ropescope.base.errors import InputError, MissingExtraError, ResultError, TaskError
 from ropescope.cli import main
 from ropescope.compression.planning import plan_keys
@@ -511,3 +512,37 @@ def test_the_command_prints_the_table_and_writes_it_in_every_format(
     with pytest.raises(SystemExit, match="2"):
         main([*command, "--tasks", "frist"])
     assert "did you mean first" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_command_runs_on_plans_with_or_without_selections(
+    saved: Path, folder: Path, result: xr.DataTree, loaded: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    windows = token_windows(loaded[1], "builtin", length=64, count=4)
+    plans = {keep: plan_keys(loaded[0], windows, keep=keep, sinks=2) for keep in (0.5, 1.0)}
+    files = [str(plan.save(tmp_path / f"{keep}.safetensors")) for keep, plan in plans.items()]
+    asked = ["--tasks", "first", "--limit", "6", "--include-path", str(folder), "--device", "cpu"]
+    main(["tasks", str(saved), "--plan", *files, *asked, "--output", str(tmp_path / "plans.nc")])
+    printed = capsys.readouterr().out
+    assert printed.count("latent") == 2 and "table1" not in printed
+    outcome = TASKS.load(tmp_path / "plans.nc")["outcome"]
+    named = {f"latent {keep:g}": plan for keep, plan in plans.items()}
+    expected = evaluate_tasks(*loaded, ["first"], named, protocol=TaskProtocol(limit=6, include_path=folder))
+    np.testing.assert_array_equal(outcome, expected["outcome"])
+    np.testing.assert_array_equal(outcome.sel(arm="latent 1"), outcome.sel(arm="plain"))
+    measured = str(save(result, tmp_path / "result.nc"))
+    both = ["tasks", str(saved), measured, "--select", "pair >= 0", "--plan", files[0], *asked]
+    main([*both, "--output", str(tmp_path / "both.nc")])
+    arms = TASKS.load(tmp_path / "both.nc")["arm"]
+    assert arms.values.tolist() == ["plain", "pair >= 0 at 0.1", "latent 0.5"]
+
+
+def test_the_command_asks_for_what_changes_the_model(
+    saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for given in ([], ["--select", "bands"]):
+        line = refusal(capsys, "tasks", str(saved), *given, "--tasks", "hellaswag")
+        assert "got no RESULT to select pairs on" in line and "--plan" in line
+    (tmp_path / "no.safetensors").write_bytes(b"")
+    line = refusal(capsys, "tasks", str(saved), "--plan", str(tmp_path / "no.safetensors"), "--tasks", "hellaswag")
+    assert "no.safetensors" in line
