@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
 from ropescope.compression.plans import DropLayer
 from ropescope.compression.sinks import Sinks
-from ropescope.compression.turning import Angles, Forward, Rotation, blocks, part, turned_back, turned_on
+from ropescope.compression.turning import Angles, Forward, Rotation, blocks, part, turn_on, turned_back
 
 if TYPE_CHECKING:
     from ropescope.compression.plans import LayerPlan
@@ -66,10 +67,12 @@ class Latent:
         """Whole keys, (batch, kv_head, position, head_dim), rebuilt block by block."""
         length, (batch, heads, _, head_dim) = stored.shape[2], like.shape
         angles = part(self._angles(forward, like), slice(forward.total - length, None))
-        keys = like.new_empty(batch, heads, length, head_dim)
+        # As products give them, (batch, position, kv_head, head_dim): nothing has to be moved.
+        keys = like.new_empty(batch, length, heads, head_dim).transpose(1, 2)
         for block in blocks(length, self._block(like)):
-            before = (self.mean + stored[:, 0, block].float() @ self.up).unflatten(2, (heads, head_dim))
-            keys[:, :, block] = turned_on(before.transpose(1, 2), part(angles, block), self.rotation.pairing)
+            rebuilt = linear(stored[:, 0, block].float(), self.up.T, self.mean).unflatten(2, (heads, head_dim))
+            turn_on(rebuilt.transpose(1, 2), part(angles, block), self.rotation.pairing)
+            keys[:, :, block] = rebuilt.transpose(1, 2)
         return sinks.put_into(keys, forward)
 
     def narrowed(self, query: Tensor, key: Tensor, arguments: dict[str, Any], sinks: Sinks) -> Tensor:

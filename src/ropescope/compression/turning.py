@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ropescope.base.rotary import Pairing, turn
+from ropescope.base.rotary import Pairing, split_pairs, turn
 from ropescope.model.access import frequency_in_force
 
 if TYPE_CHECKING:
@@ -96,9 +96,13 @@ def turned_back(keys: Tensor, angles: Angles | None, pairing: Pairing) -> Tensor
     return keys if angles is None else turn(keys, angles[0], -angles[1], pairing)
 
 
-def turned_on(keys: Tensor, angles: Angles | None, pairing: Pairing) -> Tensor:
-    """Keys as attention uses them, for angles of the same positions."""
-    return keys if angles is None else turn(keys, *angles, pairing)
+def turn_on(keys: Tensor, angles: Angles | None, pairing: Pairing) -> None:
+    """Make keys what attention uses, in place, for angles of the same positions: what a decoded token waits for."""
+    if angles is not None:
+        (cos, sin), (first, second) = angles, split_pairs(keys, pairing)
+        across = first * sin
+        first.mul_(cos).addcmul_(second, sin, value=-1)
+        second.mul_(cos).add_(across)
 
 
 def part(angles: Angles | None, where: slice) -> Angles | None:
