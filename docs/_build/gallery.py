@@ -26,7 +26,7 @@ FOLDER = ROOT / "gallery"
 
 @dataclass(frozen=True)
 class Model:
-    """A trained model of the gallery: its short name, its own, and where it comes from."""
+    """A trained model of the gallery: its short name, its own, and where it comes from, seen from its folder."""
 
     name: str
     title: str
@@ -37,10 +37,8 @@ MODELS = {
     model.name: model
     for model in (
         Model("smollm2", "SmolLM2-135M-Instruct", "builtin"),
-        Model("gemma3", "Gemma-3-270M", str(ROOT / "models" / "gemma-3-270m-Q4_K_M.gguf")),
-        Model(
-            "qwen25", "Qwen2.5-Coder-0.5B-Instruct", str(ROOT / "models" / "qwen2.5-coder-0.5b-instruct-Q4_K_M.gguf")
-        ),
+        Model("gemma3", "Gemma-3-270M", "../../models/gemma-3-270m-Q4_K_M.gguf"),
+        Model("qwen25", "Qwen2.5-Coder-0.5B-Instruct", "../../models/qwen2.5-coder-0.5b-instruct-Q4_K_M.gguf"),
     )
 }
 
@@ -85,10 +83,10 @@ def steps(model: Model, texts: Texts) -> dict[str, list[str]]:
         "derotated": ["sweep", source, "wikitext.nc", "--derotate", *judged, *alphas, *plain, "derotated.nc"],
         "tasks": [
             *("tasks", source, "wikitext.nc", "--select", "table1", "--alpha", "0.1", "--tasks", "hellaswag"),
-            *("--limit", "650", "--batch-size", "8", *texts.documents, *plain, "tasks.nc"),
+            *("--limit", "250", "--batch-size", "8", *texts.documents, *plain, "tasks.nc"),
         ],
         "thin": [
-            *("compress", source, *texts.judged, "--length", "1024", "--count", "16", *texts.calibrated),
+            *("compress", source, *texts.judged, "--length", "1024", "--count", "8", *texts.calibrated),
             *("--keep", "0.75", "0.5", "0.25", "--method", "latent", "drop", "--baselines", "norm-product"),
             *("--result", "wikitext.nc", *plain, "thin.nc"),
         ],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,12 @@ from ropescope.base.axes import STREAMS
 from ropescope.base.selections import PAPER, SILENT
 from ropescope.base.statistics import ESTIMATES
 from ropescope.base.tables import Table
+from ropescope.evaluation.claims.findings import FAILS, HOLDS, Claim, Finding
 from ropescope.evaluation.frontier.changes import bytes_share, compared, percent
 from ropescope.evaluation.frontier.in_words import findings as thin_findings
 from ropescope.evaluation.sweep.changes import change
 from ropescope.evaluation.sweep.in_words import findings as sweep_findings
+from ropescope.evaluation.tasks.table import compared as scores
 from ropescope.measurement.results import provenance
 from ropescope.measurement.summary import counts
 
@@ -34,6 +36,15 @@ _PICTURES = {
     ),
     "sweep": ("sweep-curves.png", "Perplexity over alpha for bands, spectrum outliers and periodic pairs"),
     "thin": ("thin-thin-curves.png", "Change of perplexity over the share of key bytes"),
+}
+# From where on a change of perplexity reads better as a factor.
+_MANY_TIMES = 10.0
+# Of figure 3 and table 1.
+_IN_THE_PAPER = {
+    "bands": "rises in all four",
+    "spectrum-outliers": "hardly changes",
+    "periodic": "falls a little, most in Llama-4",
+    "hellaswag": "Llama-4 0.00, Llama-3 0.00, Qwen3 -0.02, Gemma-2 +0.19",
 }
 _WRITTEN = (
     "<!-- Written by `make gallery` from what its commands kept; change docs/_build/gallery_pages.py instead. -->"
@@ -118,11 +129,10 @@ def _side_by_side(models: dict[str, Path]) -> Iterator[str]:
         },
         **{f"{stream} importance in bands, %": _held(stream) for stream in STREAMS},
         **{
-            f"top tenth of {stream} pairs by {score}, AUC": _area(score, stream)
-            for score in ("-spectrum_fe", "norm_product")
+            f"top tenth of {stream} pairs by {words}, AUC": _area(score, stream)
+            for score, words in (("-spectrum_fe", "low SpectrumFE"), ("norm_product", "norm product"))
             for stream in STREAMS
         },
-        **{f"perplexity without {_word(name)}, change in %": _turned_down(name) for name in PAPER},
         **{
             f"perplexity with keys of {plan}": _thin(plan)
             for plan in ("latent 0.75", "latent 0.5", "latent 0.25", "drop 0.5")
@@ -130,12 +140,21 @@ def _side_by_side(models: dict[str, Path]) -> Iterator[str]:
     }
     entries = [[label, *(_entry(of, folder) for folder in models.values())] for label, of in rows.items()]
     yield Table(["", *models], entries).markdown()
-    yield "## What is claimed, model by model"
+    yield "## Beside the paper's four"
     yield (
-        "The claims of Oka and others were made of four larger models (Llama-4, Llama-3, Qwen3 and Gemma-2); a verdict "
-        "here speaks of the model in its column alone."
+        "What figure 3 and table 1 of Oka and others say of Llama-4-Scout-17B-16E, Llama-3-8B, Qwen3-8B and Gemma-2-9B, "
+        "and what came out here: changes of perplexity at alpha 0, and of HellaSwag's accuracy in points with outliers "
+        "and periodic pairs at alpha 0.1."
     )
-    yield _verdicts(models)
+    beside = {
+        **{f"perplexity without {_word(name)}": (_turned_down(name), _IN_THE_PAPER[name]) for name in PAPER},
+        "HellaSwag": (_asked, _IN_THE_PAPER["hellaswag"]),
+    }
+    entries = [
+        [label, *(_entry(of, folder) for folder in models.values()), said] for label, (of, said) in beside.items()
+    ]
+    yield Table(["", *models, "in the paper"], entries, words=True).markdown()
+    yield from _verdicts(models)
 
 
 def _word(name: str) -> str:
@@ -145,7 +164,7 @@ def _word(name: str) -> str:
 def _entry(of: Callable[[Path], str], folder: Path) -> str:
     try:
         return of(folder)
-    except FileNotFoundError:
+    except (FileNotFoundError, KeyError):
         return "-"
 
 
@@ -192,8 +211,10 @@ def _turned_down(name: str) -> Callable[[Path], str]:
         data = _opened(folder / "sweep.nc")
         if name not in data["selection"] or not int(data["selected_pairs"].sel(selection=name).sum()):
             return "none"
-        found = change(data)["nats_change"].sel(selection=name, alpha=0, arm="selection")
-        return percent(np.expm1(_ends(found)))
+        factor = np.exp(_ends(change(data)["nats_change"].sel(selection=name, alpha=0, arm="selection")))
+        if factor[0] < _MANY_TIMES:
+            return percent(factor - 1)
+        return "{:.3g} times [{:.3g}, {:.3g}]".format(*factor)
 
     return of
 
@@ -207,6 +228,14 @@ def _thin(plan: str) -> Callable[[Path], str]:
     return of
 
 
+def _asked(folder: Path) -> str:
+    found = next(row for row in scores(_opened(folder / "tasks.nc")) if (row.task, row.metric) == ("hellaswag", "acc"))
+    if found.difference is None:
+        return "not tested"
+    value, low, high = (100 * end for end in (found.difference.value, found.difference.low, found.difference.high))
+    return f"{value:+.2f} [{low:+.2f}, {high:+.2f}], {found.documents} documents"
+
+
 def _ends(found: xr.DataArray) -> np.ndarray:
     return np.array([float(found.sel(estimate=end)) for end in ESTIMATES])
 
@@ -216,16 +245,33 @@ def _interval(found: xr.DataArray) -> str:
     return f"{value:.3g} [{low:.3g}, {high:.3g}]"
 
 
-def _verdicts(models: dict[str, Path]) -> str:
-    found = {title: _judged(folder) for title, folder in models.items()}
-    known = next((verdicts for verdicts in found.values() if verdicts), None)
-    if known is None:
-        return "No claims were tested."
-    rows = [
-        [claim.statement, claim.source.short, *(each[claim.key].verdict if each else "-" for each in found.values())]
-        for claim, _ in known.findings
-    ]
-    return Table(["claim", "source", *models], rows, words=True).markdown()
+def _verdicts(models: dict[str, Path]) -> Iterator[str]:
+    """Claims with the verdict on every model, those first on which all agree."""
+    found = {title: verdicts for title, folder in models.items() if (verdicts := _judged(folder))}
+    if not found:
+        return
+    yield "## What is claimed, model by model"
+    yield (
+        "The claims of Oka and others were made of the four models above; a verdict here speaks of the model in its "
+        "column alone."
+    )
+    for title, rows in _by_agreement([verdicts.findings for verdicts in found.values()]).items():
+        if rows:
+            yield f"### {title}"
+            yield Table(["claim", "source", *found], rows, words=True).markdown()
+
+
+def _by_agreement(findings: Sequence[Sequence[tuple[Claim, Finding]]]) -> dict[str, list[list[str]]]:
+    """Rows of claims, source and verdicts, under what they come to over the models."""
+    everywhere, wherever = "The same in every model", "The same wherever it can be said"
+    parted: dict[str, list[list[str]]] = {everywhere: [], wherever: [], "Not the same": [], "Not to be said of any": []}
+    for of_models in zip(*findings, strict=True):
+        claim, verdicts = of_models[0][0], [found.verdict for _, found in of_models]
+        said = {verdict for verdict in verdicts if verdict in (HOLDS, FAILS)}
+        agreed = everywhere if len({*verdicts}) == 1 else wherever
+        title = "Not to be said of any" if not said else agreed if len(said) == 1 else "Not the same"
+        parted[title].append([claim.statement, claim.source.short, *verdicts])
+    return parted
 
 
 def _judged(folder: Path) -> rs.Verdicts | None:

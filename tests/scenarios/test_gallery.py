@@ -10,10 +10,13 @@ import pytest
 
 import ropescope as rs
 from checkout import ROOT
-from planted import RUN, importance, measurement, sweep
+from planted import RUN, importance, measurement, sweep, tasks
 from ropescope.cli import app
+from ropescope.evaluation.claims.findings import CANNOT, FAILS, HOLDS, Claim, Finding
+from ropescope.evaluation.claims.sources import FREQUENCY_ENTROPY
 from ropescope.evaluation.sweep.dataset import SWEEP
 from ropescope.evaluation.sweep.in_words import findings
+from ropescope.evaluation.tasks.dataset import TASKS
 
 
 @pytest.fixture
@@ -65,6 +68,7 @@ def test_pages_say_what_the_files_hold_and_leave_out_what_is_not_there(gallery: 
         rs.save(result, folder / "wikitext.nc")
     rs.save(importance(RUN, 50.0), full / "worth.nc")
     SWEEP.save(bands, full / "sweep.nc")
+    TASKS.save(tasks([1.0, 0.0] * 50, [1.0, 0.0] * 49 + [0.0, 0.0]), full / "tasks.nc")
     sys.modules["gallery_pages"].write_pages({"Full": full, "Bare": bare, "None": tmp_path / "none"}, tmp_path / "docs")
     pages = {path.stem: path.read_text() for path in (tmp_path / "docs" / "models").iterdir()}
     assert set(pages) == {"full", "bare", "index"}
@@ -75,8 +79,17 @@ def test_pages_say_what_the_files_hold_and_leave_out_what_is_not_there(gallery: 
     held = rs.importance_shares(result, importance(RUN, 50.0))["importance"].sel(stream="query", selection="bands")
     assert f"| {100 * float(held[0]):.3g} [" in lines["| query importance in bands, %"]
     assert lines["| query importance in bands, %"].endswith("| - |")
-    assert lines["| perplexity without bands, change in %"].startswith(
-        "| perplexity without bands, change in % | +171.8 % ["
-    )
-    assert lines["| perplexity without periodic pairs, change in %"].endswith("| none | - |")
+    assert lines["| perplexity without bands"].startswith("| perplexity without bands | +171.8 % [")
+    assert lines["| perplexity without bands"].endswith("| - | rises in all four |")
+    assert "| none | - | falls" in lines["| perplexity without periodic pairs"]
+    assert lines["| HellaSwag"].startswith("| HellaSwag | -1.00 [") and "100 documents | - |" in lines["| HellaSwag"]
     assert all(sentence in pages["full"] for sentence in findings(bands))
+
+
+def test_claims_stand_under_what_they_come_to_over_the_models(gallery: ModuleType) -> None:
+    verdicts = {"both": (HOLDS, HOLDS), "one": (HOLDS, CANNOT), "not": (HOLDS, FAILS), "none": (CANNOT, CANNOT)}
+    claims = [Claim(key, key, FREQUENCY_ENTROPY, "", "", lambda _: Finding(CANNOT, "")) for key in verdicts]
+    findings = [[(claim, Finding(verdicts[claim.key][model], "")) for claim in claims] for model in range(2)]
+    parted = sys.modules["gallery_pages"]._by_agreement(findings)
+    assert [[row[0] for row in rows] for rows in parted.values()] == [["both"], ["one"], ["not"], ["none"]]
+    assert parted["Not the same"] == [["not", FREQUENCY_ENTROPY.short, HOLDS, FAILS]]
