@@ -10,8 +10,8 @@ from ropescope.base.errors import InputError, did_you_mean
 
 Method = Literal["latent", "drop"]
 METHODS: tuple[Method, ...] = ("latent", "drop")
-Metric = Literal["fisher", "query"]
-METRICS: tuple[Metric, ...] = ("fisher", "query")
+Metric = Literal["both", "fisher", "query"]
+METRICS: tuple[Metric, ...] = ("both", "fisher", "query")
 NORM_PRODUCT, NORM, ENTROPY, RANDOM = "norm-product", "norm", "spectrum-fe", "random"
 # Orders that others keep pairs in, and which pairs those are.
 BASELINES = {

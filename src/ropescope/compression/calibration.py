@@ -2,6 +2,8 @@
 
 Two metrics of cost. "fisher": how much the model's own predictions feel a change of the keys, from one backward pass a
 window with next tokens drawn from the model. "query": how much the logits of attention feel it, from the forward alone.
+The first says what matters and knows only what a few windows made the predictions feel; the second holds for whatever
+is asked. So "both" adds some of the second to the first.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import torch
 from ropescope.base.errors import NonFiniteError
 from ropescope.base.key_plans import Metric
 from ropescope.base.rotary import Pairing, rotate, split_pairs
-from ropescope.compression.moments import Moments, products
+from ropescope.compression.moments import Moments, Products, products
 from ropescope.compression.turning import Angles, Forward, Rotation, part, rotations_of, turned_back
 from ropescope.measurement.backward import of_hidden_states
 from ropescope.model.access import input_device, undisturbed
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
     from ropescope.model.card import LayerRotation, RotaryCard
 
 _DISTANCES = 64
+# What an error alike in all dimensions costs by queries, over what it costs by the predictions, where both count.
+_OF_QUERIES = 0.3
 
 
 @dataclass(slots=True, eq=False)
@@ -53,41 +57,42 @@ class LayerStatistics:
         Key heads, dimensions of a head.
     keys
         Moments of the keys, (kv_head * head_dim).
-    metric, terms
-        A sum of products of what is multiplied with an error of the key, (number, number), and of how many.
+    fisher, query
+        Products of what is multiplied with an error of the key: gradients, and queries over distances.
     pairs
         What leaving a pair out of all keys of a window costs, summed over windows, (kv_head, pair); None where only
-        the metric says so.
+        queries say so.
     """
 
     layer: int
     kv_heads: int
     head_dim: int
     keys: Moments
-    metric: Tensor
-    terms: int = 0
+    fisher: Products
+    query: Products
     pairs: Tensor | None = None
 
     @classmethod
     def none(cls, rotation: LayerRotation, metric: Metric) -> LayerStatistics:
         """Of nothing yet."""
         heads, size = rotation.kv_heads, rotation.kv_heads * rotation.head_dim
-        products = torch.zeros(size, size, dtype=torch.float64)
-        pairs = torch.zeros(heads, rotation.pairing.pairs, dtype=torch.float64) if metric == "fisher" else None
-        return cls(rotation.layer, heads, rotation.head_dim, Moments.none(size), products, pairs=pairs)
+        keys, fisher, query = Moments.none(size), Products.none(size), Products.none(size)
+        pairs = None if metric == "query" else torch.zeros(heads, rotation.pairing.pairs, dtype=torch.float64)
+        return cls(rotation.layer, heads, rotation.head_dim, keys, fisher, query, pairs)
 
     def shared(self, workers: Workers) -> LayerStatistics:
         """Those of all processes."""
-        metric = torch.from_numpy(workers.summed(self.metric.numpy()))
-        terms = int(workers.summed(np.array([self.terms]))[0])
         pairs = None if self.pairs is None else torch.from_numpy(workers.summed(self.pairs.numpy()))
-        keys = self.keys.shared(workers)
-        return LayerStatistics(self.layer, self.kv_heads, self.head_dim, keys, metric, terms, pairs)
+        keys, fisher, query = self.keys.shared(workers), self.fisher.shared(workers), self.query.shared(workers)
+        return LayerStatistics(self.layer, self.kv_heads, self.head_dim, keys, fisher, query, pairs)
 
     @property
     def cost(self) -> Tensor:
         """The metric of the mean cost of an error, (number, number)."""
-        return self.metric / max(1, self.terms)
+        if not (self.fisher.count and self.query.count):
+            return self.fisher.mean + self.query.mean
+        felt, asked = self.fisher.mean.trace(), self.query.mean.trace()
+        return self.fisher.mean + self.query.mean * (_OF_QUERIES * felt / asked if asked else 0.0)
 
     def pair_costs(self, pairing: Pairing) -> Tensor:
         """What leaving a pair out of all keys costs, (kv_head, pair); comparable between layers."""
@@ -129,7 +134,7 @@ def calibrated(
 ) -> Calibration:
     """Run the windows through the model; the processes share them, and all get the whole result."""
     taken = _Statistics(card, rotations_of(model, card), windows.shape[1], sinks, metric)
-    step = _felt if metric == "fisher" else _asked
+    step = _asked if metric == "query" else _felt
     units = list(batches.units(len(windows)).values())
     mine = [units[index] for index in workers.share(len(units))]
     shown = progress and workers.leading
@@ -143,28 +148,40 @@ def calibrated(
 def _asked(model: PreTrainedModel, windows: TokenIds, batch: list[int], taken: _Statistics) -> Callable[[], None]:
     """Run a batch forward; what it gives is taken in once all of it has gone well."""
     found: list[Callable[[], None]] = []
-    with undisturbed(model), intercepted(model, lambda call: found.append(taken.of_queries(call))):
+
+    def take(call: AttentionCall) -> None:
+        call.check_finite()
+        source = taken.source(call)
+        found.append(taken.of_queries(call, source))
+        if source == call.layer:
+            found.append(taken.of_keys(call))
+
+    with undisturbed(model), intercepted(model, take):
         headless(model)(input_ids=windows[batch].to(input_device(model)), use_cache=False)
     return partial(_take_all, found)
 
 
 def _felt(model: PreTrainedModel, windows: TokenIds, batch: list[int], taken: _Statistics) -> Callable[[], None]:
     """Run a batch forward and back."""
+    found: list[Callable[[], None]] = []
     keys: dict[int, Tensor] = {}
 
     def keep(call: AttentionCall) -> None:
         call.check_finite()
         if not call.key.requires_grad:
             raise no_gradient(f"what comes before the attention of layer {call.layer}")
-        if taken.source(call) == call.layer:
+        source = taken.source(call)
+        if source == call.layer:
             keys[call.layer] = call.key
+        if taken.metric == "both":
+            found.append(taken.of_queries(call, source))
 
     ids = windows[batch].to(input_device(model))
     with undisturbed(model), differentiable(model), _from_embeddings(model), intercepted(model, keep):
         output = headless(model)(input_ids=ids, use_cache=False, return_dict=True)
         _, upstream = of_hidden_states(model, output, ids, _uniforms(batch, ids.shape[1]))
         gradients = torch.autograd.grad(output.last_hidden_state, list(keys.values()), upstream, allow_unused=True)
-    found = [taken.of_gradients(layer, key, gradients[at]) for at, (layer, key) in enumerate(keys.items())]
+    found += [taken.of_gradients(layer, key, gradients[at]) for at, (layer, key) in enumerate(keys.items())]
     return partial(_take_all, found)
 
 
@@ -197,28 +214,23 @@ class _Statistics:
     ) -> None:
         self.card = {rotation.layer: rotation for rotation in card.layers}
         self.rotations = rotations
-        self.length, self.sinks = length, sinks
+        self.length, self.sinks, self.metric = length, sinks, metric
         self.found = Calibration({layer: LayerStatistics.none(each, metric) for layer, each in self.card.items()})
         self.seen: dict[int, weakref.ref[Tensor]] = {}
 
-    def of_queries(self, call: AttentionCall) -> Callable[[], None]:
-        """Keys, and what queries would make of an error in them at any distance."""
-        call.check_finite()
-        source = self.source(call)
+    def of_queries(self, call: AttentionCall, source: int) -> Callable[[], None]:
+        """What queries would make of an error in the keys of a layer at any distance."""
         statistics, rotation = self.found.layers[source], self.card[call.layer]
-        queries = self._before(call.query, call.layer).unflatten(1, (statistics.kv_heads, -1))
+        queries = self._before(call.query.detach(), call.layer).unflatten(1, (statistics.kv_heads, -1))
         heads = queries.transpose(0, 1).flatten(1, 3)
         squares = torch.stack([products(each, torch.ones_like(each[:, 0])) for each in heads])
-        metric = torch.block_diag(*over_distances(squares, rotation, self.length)) * _scale(call) ** 2
-        keys = _joined(self._before(call.key, call.layer)) if source == call.layer else None
+        total = torch.block_diag(*over_distances(squares, rotation, self.length)) * _scale(call) ** 2
+        return partial(statistics.query.add, total, heads.shape[1])
 
-        def take() -> None:
-            if keys is not None:
-                statistics.keys.add(keys, torch.ones_like(keys[:, 0]))
-            statistics.metric += metric
-            statistics.terms += heads.shape[1]
-
-        return take
+    def of_keys(self, call: AttentionCall) -> Callable[[], None]:
+        """Keys, one as heavy as another."""
+        keys = _joined(self._before(call.key, call.layer))
+        return partial(self.found.layers[call.layer].keys.add, keys, torch.ones_like(keys[:, 0]))
 
     def of_gradients(self, layer: int, key: Tensor, gradient: Tensor | None) -> Callable[[], None]:
         """Keys, each as heavy as the predictions feel it, and how they feel it."""
@@ -236,8 +248,7 @@ class _Statistics:
         def take() -> None:
             statistics.pairs = pairs if statistics.pairs is None else statistics.pairs + pairs
             statistics.keys.add(keys, felt.square().sum(-1))
-            statistics.metric += products(felt, torch.ones_like(felt[:, 0]))
-            statistics.terms += len(felt)
+            statistics.fisher.add(products(felt, torch.ones_like(felt[:, 0])), len(felt))
 
         return take
 

@@ -73,6 +73,42 @@ class Moments:
         return self.covariance + torch.outer(self.mean, self.mean)
 
 
+@dataclass(slots=True, eq=False)
+class Products:
+    """Mean product of vectors with themselves, sums of which come in parts, in float64.
+
+    Parameters
+    ----------
+    total
+        The sum so far, (number, number).
+    count
+        Of how many vectors.
+    """
+
+    total: Tensor
+    count: int = 0
+
+    @classmethod
+    def none(cls, size: int) -> Products:
+        """Of no vectors yet."""
+        return cls(torch.zeros(size, size, dtype=torch.float64))
+
+    def add(self, total: Tensor, count: int) -> None:
+        """Take in more."""
+        self.total += total
+        self.count += count
+
+    def shared(self, workers: Workers) -> Products:
+        """Those of the vectors of all processes."""
+        total = torch.from_numpy(workers.summed(self.total.numpy()))
+        return Products(total, int(workers.summed(np.array([self.count]))[0]))
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean product, (number, number)."""
+        return self.total / max(1, self.count)
+
+
 def products(vectors: Tensor, weights: Tensor) -> Tensor:
     """Weighted sum of products of vectors (vector, number) with themselves, float64 on the CPU, (number, number)."""
     # Accelerators multiply float64 slowly or not at all.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from architectures import GEMMA4, LLAMA, QWEN3, Architecture, tokens
-from ropescope.base.key_plans import Metric
+from ropescope.base.key_plans import METRICS, Metric
 from ropescope.base.rotary import rotate
 from ropescope.compression import calibration
 from ropescope.compression.calibration import Calibration, calibrated, over_distances
@@ -66,7 +66,7 @@ def test_keys_are_those_before_rotation_without_the_sinks() -> None:
         torch.testing.assert_close(keys.covariance, torch.cov(flat.T, correction=0), atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("metric", ["fisher", "query"])
+@pytest.mark.parametrize("metric", METRICS)
 def test_batches_change_nothing(metric: Metric) -> None:
     one, all_at_once = (statistics(QWEN3, metric, batch_size=size) for size in (1, 4))
     for layer in one.layers:
@@ -110,7 +110,18 @@ def test_the_fisher_metric_is_what_the_log_likelihood_feels_of_keys(monkeypatch:
         torch.testing.assert_close(found.layers[layer].pairs, scaled.square().sum(0), rtol=1e-3, atol=1e-6)
 
 
+def test_both_metrics_add_up_in_proportion_to_what_an_error_alike_everywhere_costs_by_each() -> None:
+    both, felt, asked = (statistics(QWEN3, metric) for metric in METRICS)
+    for layer, each in both.layers.items():
+        added = each.cost - felt.layers[layer].cost
+        factor = float(added.flatten() @ asked.layers[layer].cost.flatten() / asked.layers[layer].cost.square().sum())
+        torch.testing.assert_close(added, factor * asked.layers[layer].cost, rtol=1e-3, atol=1e-9)
+        assert float(added.trace() / felt.layers[layer].cost.trace()) == pytest.approx(0.3, rel=1e-3)
+        torch.testing.assert_close(each.keys.covariance, felt.layers[layer].keys.covariance)
+        torch.testing.assert_close(each.pairs, felt.layers[layer].pairs)
+
+
 def test_layers_that_use_the_keys_of_others_are_told_from_the_keys() -> None:
-    for metric in ("query", "fisher"):
+    for metric in METRICS:
         found = statistics(GEMMA4, metric)
         assert found.shared == {4: 2, 5: 3} and list(found.layers) == [0, 1, 2, 3]
