@@ -58,7 +58,7 @@ class PlanOptions:
     "Its split; default validation."
     calibration_count: int = 8
     "Windows to calibrate on, of as many tokens as those judged on."
-    metric: Metric = "both"
+    metric: Metric = "fisher"
     "What an error costs: fisher (what the model's predictions feel of it), query (the logits it makes), or both."
     sinks: int = 4
     "First tokens of a text whose keys stay whole."

@@ -38,7 +38,7 @@ def frontier_plans(
     *,
     baselines: Iterable[str] = (),
     result: xr.DataTree | None = None,
-    metric: Metric = "both",
+    metric: Metric = "fisher",
     sinks: int = 4,
     multiple: int = 1,
     folder: str | Path | None = None,
