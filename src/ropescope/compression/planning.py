@@ -71,8 +71,8 @@ def plan_keys(
         What an error costs. "fisher": what the model's predictions feel of it, :math:`M = E[gg^\top]` with g the
         gradient of the log-likelihood of next tokens drawn from the model, keys counting as they are felt; one
         backward pass a window. "query": the logits it makes, M the mean of :math:`qq^\top` of queries turned to
-        log-uniform distances; needs no gradient, and often loses more. "both": their sum in every layer, where an
-        error alike in all dimensions costs by the second 0.3 of what it costs by the first.
+        log-uniform distances; needs no gradient. "both": their sum in every layer, where an error alike in all
+        dimensions costs by the second 0.3 of what it costs by the first.
     importance
         What :func:`ropescope.importance` gave for this model: "drop" then goes by its Fisher values of keys, and
         "latent" weighs layers by their sums. None goes by the metric alone, and the provenance says so.
