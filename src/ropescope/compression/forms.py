@@ -64,7 +64,10 @@ class Latent:
         return torch.cat(kept, 1)[:, None].to(keys.dtype)
 
     def read(self, stored: Tensor, like: Tensor, forward: Forward, sinks: Sinks) -> Tensor:
-        """Whole keys, (batch, kv_head, position, head_dim), rebuilt block by block."""
+        """Whole keys, (batch, kv_head, position, head_dim), rebuilt block by block.
+
+        A kernel that fuses this with attention would replace it, and :meth:`narrowed` hand it the query.
+        """
         length, (batch, heads, _, head_dim) = stored.shape[2], like.shape
         angles = part(self._angles(forward, like), slice(forward.total - length, None))
         # As products give them, (batch, position, kv_head, head_dim): nothing has to be moved.
