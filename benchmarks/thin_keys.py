@@ -63,7 +63,7 @@ def main() -> None:
     window = random_windows(model, 1, options.length)
     print(f"\n{options.length} tokens, {options.rounds} rounds{'':<15}{'ratio':>12}{'lowest':>9}{'highest':>9}")
     for method in ("drop", "latent"):
-        timing = rs.Timing(options.length, rounds=options.rounds)
+        timing = rs.Timing(options.length, tokens=33, rounds=options.rounds)
         data = rs.frontier(model, window, {method: plan_of(model, method)}, timing=timing, stride=16)
         report(data, method)
     stock, *thin = (peak_mb(__file__, options.device, task, 1, options.length) for task in ("stock", "drop", "latent"))
