@@ -80,14 +80,14 @@ def steps(model: Model, texts: Texts) -> dict[str, list[str]]:
         "long": ["measure", source, *texts.measured, "--length", "8192", "--count", "5", *plain, "long.nc"],
         "worth": ["importance", source, *texts.measured, "--length", "1024", "--count", "9", *plain, "worth.nc"],
         "sweep": ["sweep", source, "wikitext.nc", *judged, *alphas, *plain, "sweep.nc"],
-        "derotated": ["sweep", source, "wikitext.nc", "--derotate", *judged, *alphas, *plain, "derotated.nc"],
+        "derotated": ["sweep", source, "wikitext.nc", "--derotate", *judged, "--alphas", "0", *plain, "derotated.nc"],
         "tasks": [
             *("tasks", source, "wikitext.nc", "--select", "table1", "--alpha", "0.1", "--tasks", "hellaswag"),
             *("--limit", "250", "--batch-size", "8", *texts.documents, *plain, "tasks.nc"),
         ],
         "thin": [
             *("compress", source, *texts.judged, "--length", "1024", "--count", "8", *texts.calibrated),
-            *("--keep", "0.75", "0.5", "0.25", "--method", "latent", "drop", "--baselines", "norm-product"),
+            *("--keep", "0.75", "0.5", "0.25", "--method", "latent", "--baselines", "norm-product"),
             *("--result", "wikitext.nc", *plain, "thin.nc"),
         ],
         "claims": ["claims", *measured, *looked, "--dtype", "float32", "--format", "markdown", "--output", "claims.md"],

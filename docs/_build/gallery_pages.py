@@ -135,7 +135,7 @@ def _side_by_side(models: dict[str, Path]) -> Iterator[str]:
         },
         **{
             f"perplexity with keys of {plan}": _thin(plan)
-            for plan in ("latent 0.75", "latent 0.5", "latent 0.25", "drop 0.5")
+            for plan in ("latent 0.75", "latent 0.5", "latent 0.25", "norm-product 0.5")
         },
     }
     entries = [[label, *(_entry(of, folder) for folder in models.values())] for label, of in rows.items()]
