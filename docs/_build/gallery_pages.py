@@ -164,7 +164,7 @@ def _word(name: str) -> str:
 def _entry(of: Callable[[Path], str], folder: Path) -> str:
     try:
         return of(folder)
-    except (FileNotFoundError, KeyError):
+    except FileNotFoundError:
         return "-"
 
 
@@ -222,6 +222,8 @@ def _turned_down(name: str) -> Callable[[Path], str]:
 def _thin(plan: str) -> Callable[[Path], str]:
     def of(folder: Path) -> str:
         data = _opened(folder / "thin.nc")
+        if plan not in data["plan"]:
+            return "-"
         share = float(bytes_share(data).sel(plan=plan))
         return f"{percent(_ends(compared(data).sel(plan=plan, other='stock')))} at {share:.1%}"
 
@@ -229,9 +231,10 @@ def _thin(plan: str) -> Callable[[Path], str]:
 
 
 def _asked(folder: Path) -> str:
-    found = next(row for row in scores(_opened(folder / "tasks.nc")) if (row.task, row.metric) == ("hellaswag", "acc"))
-    if found.difference is None:
-        return "not tested"
+    rows = scores(_opened(folder / "tasks.nc"))
+    found = next((row for row in rows if (row.task, row.metric) == ("hellaswag", "acc")), None)
+    if found is None or found.difference is None:
+        return "-"
     value, low, high = (100 * end for end in (found.difference.value, found.difference.low, found.difference.high))
     return f"{value:+.2f} [{low:+.2f}, {high:+.2f}], {found.documents} documents"
 

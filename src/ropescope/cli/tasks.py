@@ -17,7 +17,6 @@ from ropescope.cli.options import (
     OUTPUT_GROUP,
     ModelName,
     ModelOptions,
-    ResultPath,
     app,
     check_model,
     intervention_of,
@@ -66,10 +65,10 @@ class HarnessOptions:
 @app.command
 def tasks(
     model: ModelName,
-    result: ResultPath | None = None,
+    result: Path | None = None,
     *,
-    select: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative="")] = (),
-    plan: Annotated[tuple[Path, ...], Parameter(consume_multiple=True, negative="")] = (),
+    select: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative="", show_default=False)] = (),
+    plan: Annotated[tuple[Path, ...], Parameter(consume_multiple=True, negative="", show_default=False)] = (),
     alpha: Annotated[tuple[float, ...], Parameter(consume_multiple=True, negative="")] = (0.1,),
     derotate: Annotated[bool, Parameter(negative="")] = False,
     options: ModelOptions = ModelOptions(),
@@ -94,7 +93,7 @@ def tasks(
     Parameters
     ----------
     result
-        Result of `ropescope measure` for this model, that pairs are selected on; not needed for plans alone.
+        Result file of `ropescope measure` for this model, that pairs are selected on; not needed for plans alone.
     select
         Selections, each an expression or one of the paper's by name; default table1 where there is a result.
     plan

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from ropescope.base.key_plans import METRICS, Metric
 from ropescope.base.rotary import rotate
 from ropescope.compression import calibration
 from ropescope.compression.calibration import Calibration, calibrated, over_distances
-from ropescope.compression.moments import Moments
+from ropescope.compression.moments import Moments, Products
 from ropescope.model.attention import AttentionCall, intercepted
 from ropescope.model.card import LayerRotation
 from ropescope.model.probing import probe
@@ -53,6 +54,18 @@ def test_moments_of_parts_are_those_of_the_whole_with_a_mean_far_out() -> None:
     known = torch.cov(vectors.float().double().T, correction=0, aweights=weights)
     torch.testing.assert_close(moments.covariance, known, rtol=1e-4, atol=1e-5)
     assert moments.count == 300
+
+
+def test_products_of_several_processes_have_the_mean_over_all_their_vectors() -> None:
+    class Both(Workers):
+        def summed(self, array: np.ndarray) -> np.ndarray:
+            return array + (others.count if array.shape == (1,) else others.total.numpy())
+
+    vectors = torch.randn(30, 4, dtype=torch.float64)
+    mine, others = Products.none(4), Products.none(4)
+    mine.add(vectors[:10].T @ vectors[:10], 10)
+    others.add(vectors[10:].T @ vectors[10:], 20)
+    torch.testing.assert_close(mine.shared(Both()).mean, vectors.T @ vectors / 30)
 
 
 def test_keys_are_those_before_rotation_without_the_sinks() -> None:
