@@ -123,7 +123,7 @@ def bands(result: xr.DataTree, stream: str = "query") -> list[Band]:
 
     A band is a run of neighbouring pairs in one head whose SpectrumFE, mean over sequences, is that of `bands`.
     Strength is ``relative_norm``, ties by lower SpectrumFE: SpectrumFE ignores scale, so a pair that is steady but
-    hardly there scores as low as one that carries the head, and what the paper calls a band is persistently loud.
+    hardly there scores as low as a loud one, and what the paper calls a band is persistently loud.
 
     Parameters
     ----------
