@@ -1,4 +1,4 @@
-"""The command tasks: downstream tasks, plain and weighted."""
+"""The command tasks: downstream tasks, plain and changed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tasks: the harness's own numbers, plain and weighted on the same documents, and nothing lost on the way."""
+"""Tasks: the harness's own numbers, plain and changed on the same documents, and nothing lost on the way."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def test_thin_keys_are_an_arm_whose_answers_are_those_of_the_harness_inside_them
 
 
 def planted(*scores: tuple[list[float], list[float]], higher: bool | None = True, **changes: Any) -> xr.Dataset:
-    """A dataset of tasks with these outcomes, plain and weighted."""
+    """A dataset of tasks with these outcomes, plain and changed."""
     arms = {"plain": ("plain", 1.0), "bands at 0": ("bands", 0.0)}
     cells: dict[str, list[Score]] = {arm: [] for arm in arms}
     for place, sides in enumerate(scores):
@@ -435,7 +435,7 @@ class TestTable:
         }
         for row in rows.values():
             assert row.difference is not None
-            assert row.difference.value == pytest.approx(row.weighted - row.plain)
+            assert row.difference.value == pytest.approx(row.changed - row.plain)
         assert rows["rolling", "bits_per_byte"].better == -1
 
     def test_formats_agree_and_members_of_groups_stay_out_of_the_text(
@@ -450,7 +450,7 @@ class TestTable:
         assert [score["task"] for score in content["scores"]] == ["first", "second", "both"]
         assert content["provenance"]["model"]["architecture"] == "LlamaForCausalLM"
         for row, score in zip(rows, content["scores"], strict=True):
-            assert float(row["weighted"]) == score["weighted"] and float(row["low"]) == score["low"]
+            assert float(row["changed"]) == score["changed"] and float(row["low"]) == score["low"]
         assert (
             f"{content['scores'][2]['plain']:.4f} ±" in text[1]
             and f"{content['scores'][2]['plain']:.4f} ±" in markdown[2]

@@ -1,1 +1,1 @@
-"""Downstream tasks through lm-evaluation-harness, plain and weighted on the same documents."""
+"""Downstream tasks through lm-evaluation-harness, plain and changed on the same documents."""

@@ -1,4 +1,4 @@
-"""Evaluated tasks as the paper's table 1: each task plain and weighted, with what the difference is worth."""
+"""Evaluated tasks as the paper's table 1: each task plain and changed, with what the difference is worth."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ class Row:
         Documents asked.
     selection, alpha
         What was turned down, and how far; NaN for thin keys.
-    plain, plain_stderr, weighted, weighted_stderr
-        The harness's scores and standard errors.
+    plain, plain_stderr, changed, changed_stderr
+        The harness's scores and standard errors, of the model as it stands and with pairs turned down or thin keys.
     better
         1 if higher is better, -1 if lower is, 0 if the task does not say.
     difference
-        Weighted minus plain on the same documents; None where the score is not made of numbers per document.
+        Changed minus plain on the same documents; None where the score is not made of numbers per document.
     """
 
     task: str
@@ -55,8 +55,8 @@ class Row:
     alpha: float
     plain: float
     plain_stderr: float
-    weighted: float
-    weighted_stderr: float
+    changed: float
+    changed_stderr: float
     better: int
     difference: Difference | None
 
@@ -75,7 +75,7 @@ class Row:
 
 
 def compared(data: xr.Dataset, *, resamples: int = 10_000) -> list[Row]:
-    """Every score of every weighted arm against the plain model on the same documents.
+    """Every score of every changed arm against the plain model on the same documents.
 
     Accuracies (every document right or wrong) are compared by McNemar's exact test and Tango's interval, other means
     over documents by a paired bootstrap. Which statistic of its documents a score is, is tried against the harness's
@@ -99,7 +99,7 @@ def compared(data: xr.Dataset, *, resamples: int = 10_000) -> list[Row]:
 
 
 def tasks_table(data: xr.Dataset, *, format: Format = "text", rows: Sequence[Row] | None = None) -> str:
-    """Write the paper's table 1: plain and weighted task by task, the difference, and what it is worth.
+    """Write the paper's table 1: plain and changed task by task, the difference, and what it is worth.
 
     Parameters
     ----------
@@ -146,9 +146,9 @@ def tasks_section(data: xr.Dataset, name: str = "") -> Section:
     asked = "every document" if limit is None else f"limit {limit:g}"
     about = f"Scores and standard errors of lm-evaluation-harness {version} ({asked}), the same documents for all."
     meaning = (
-        "Differences are weighted minus plain with a 95 % interval: Tango's, with McNemar's exact p, where documents "
-        "are right or wrong, else a paired bootstrap. Where plain and weighted cannot be told apart, the table says "
-        "which difference the sample would have shown four times in five."
+        "Differences are the changed model's minus the plain one's, with a 95 % interval: Tango's, with McNemar's "
+        "exact p, where documents are right or wrong, else a paired bootstrap. Where the two cannot be told apart, "
+        "the table says which difference the sample would have shown four times in five."
     )
     table = _written_table(data, compared(data))
     title = f"Downstream tasks: {name}" if name else "Downstream tasks"
@@ -158,13 +158,13 @@ def tasks_section(data: xr.Dataset, name: str = "") -> Section:
 def _written_table(data: xr.Dataset, rows: Sequence[Row]) -> Table:
     """Rows of groups and of tasks that are in no group."""
     inside = {name for members in data["members"].values for name in str(members).split()}
-    header = ["task", "metric", "documents", "selection", "alpha", "plain", "weighted", "difference", "p", "verdict"]
+    header = ["task", "metric", "documents", "selection", "alpha", "plain", "changed", "difference", "p", "verdict"]
     return Table(header, [_written(row) for row in rows if row.task not in inside])
 
 
 def _row(pair: xr.Dataset, place: int, resamples: int) -> Row:
     score = pair.isel({SCORE: place})
-    (plain, weighted), (plain_error, weighted_error) = score["value"].values, score["stderr"].values
+    (plain, changed), (plain_error, changed_error) = score["value"].values, score["stderr"].values
     return Row(
         task=str(score[TASK].item()),
         metric=str(score[METRIC].item()),
@@ -174,8 +174,8 @@ def _row(pair: xr.Dataset, place: int, resamples: int) -> Row:
         alpha=float(pair[ALPHA].values[1]),
         plain=float(plain),
         plain_stderr=float(plain_error),
-        weighted=float(weighted),
-        weighted_stderr=float(weighted_error),
+        changed=float(changed),
+        changed_stderr=float(changed_error),
         better=int(score["direction"]),
         difference=_difference(pair, place, resamples),
     )
@@ -227,7 +227,7 @@ def _plain_row(row: Row) -> dict[str, Any]:
     if found is not None:
         parts = {name: _or_none(getattr(found, name)) for name in ("low", "high", "p", "detectable")}
         parts = {"difference": found.value, **parts}
-    names = ("plain", "plain_stderr", "weighted", "weighted_stderr")
+    names = ("plain", "plain_stderr", "changed", "changed_stderr")
     return {
         **{name: getattr(row, name) for name in ("task", "metric", "filter", "documents", "selection")},
         **{name: _or_none(getattr(row, name)) for name in ("alpha", *names)},
@@ -243,7 +243,7 @@ def _or_none(value: float) -> float | None:
 def _written(row: Row) -> list[str]:
     metric = row.metric if row.filter == "none" else f"{row.metric} ({row.filter})"
     what = [row.task, metric, str(row.documents), row.selection, "-" if math.isnan(row.alpha) else f"{row.alpha:g}"]
-    scores = [_score(row.plain, row.plain_stderr), _score(row.weighted, row.weighted_stderr)]
+    scores = [_score(row.plain, row.plain_stderr), _score(row.changed, row.changed_stderr)]
     return [*what, *scores, *_difference_cells(row)]
 
 
@@ -254,7 +254,7 @@ def _score(value: float, stderr: float) -> str:
 def _difference_cells(row: Row) -> Iterator[str]:
     found = row.difference
     if found is None or math.isnan(found.low):
-        yield from (f"{row.weighted - row.plain:+.4f}", "-", row.verdict)
+        yield from (f"{row.changed - row.plain:+.4f}", "-", row.verdict)
         return
     yield f"{found.value:+.4f} [{found.low:+.4f}, {found.high:+.4f}]"
     yield f"{found.p:.2g}" if found.p >= 1e-4 else "<1e-4"
