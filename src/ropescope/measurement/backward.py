@@ -141,7 +141,7 @@ def of_hidden_states(model: PreTrainedModel, output: Any, ids: Tensor, uniforms:
     hidden = output.last_hidden_state.detach()
     found = [torch.zeros_like(hidden) for _ in range(1 + len(uniforms))]
     scored = hidden.shape[1] - 1
-    size = positions_at_once(hidden, vocabulary_size(model), scored)
+    size = positions_at_once(hidden, vocabulary_size(model), scored, arrays=2)
     for window in range(len(hidden)):
         for start in range(0, scored, size):
             part = slice(start, min(start + size, scored))

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 # Logits held at once, at most: on a CPU 16 MiB, which the heap uses again and again. An accelerator wants larger
 # matrix products, but never more than a quarter of a window.
 _LOGITS = {"cpu": 2**22, "accelerator": 2**26}
+# Positions at once, at least: a product of fewer reads all of a large vocabulary's head for little.
+_POSITIONS = 128
 
 
 def check_next_tokens(model: PreTrainedModel, windows: TokenIds, batch_size: BatchSize = 1) -> None:
@@ -41,10 +43,10 @@ def headless(model: PreTrainedModel) -> Any:
     return next((child for child in decoder.children() if isinstance(child, PreTrainedModel)), decoder)
 
 
-def positions_at_once(hidden: Tensor, vocabulary: int, scored: int) -> int:
-    """Positions whose logits are held at once."""
+def positions_at_once(hidden: Tensor, vocabulary: int, scored: int, arrays: int = 1) -> int:
+    """Positions whose logits are held at once, fewer by a caller who holds several arrays of them."""
     limit = _LOGITS["cpu" if hidden.device.type == "cpu" else "accelerator"]
-    return max(1, min(limit // vocabulary, scored // 4))
+    return max(1, min(max(limit // vocabulary, _POSITIONS // arrays), scored // 4))
 
 
 def logits_of(model: PreTrainedModel, output: Any, hidden: Tensor, ids: Tensor) -> Tensor:

@@ -40,6 +40,7 @@ HEADS = (
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Seven positions a chunk, so that chunks neither fill a window nor divide it."""
     monkeypatch.setitem(lm_head._LOGITS, "cpu", 7 * VOCABULARY)
+    monkeypatch.setattr(lm_head, "_POSITIONS", 1)
 
 
 def plain_nats(model: PreTrainedModel, windows: Tensor) -> Tensor:
@@ -103,10 +104,13 @@ def test_batches_change_nothing() -> None:
     np.testing.assert_allclose(one.window_nats, many.window_nats, rtol=2e-6)
 
 
-@pytest.mark.parametrize(("limit", "held"), [(7, 7), (1000, 47 // 4), (0, 1)])
-def test_logits_of_a_window_are_never_held(monkeypatch: pytest.MonkeyPatch, limit: int, held: int) -> None:
-    """As many as the limit allows, at most a quarter of a window, whatever the batch."""
+@pytest.mark.parametrize(
+    ("limit", "least", "held"), [(7, 1, 7), (1000, 1, 47 // 4), (0, 1, 1), (3, 9, 9), (3, 1000, 47 // 4)]
+)
+def test_logits_of_a_window_are_never_held(monkeypatch: pytest.MonkeyPatch, limit: int, least: int, held: int) -> None:
+    """As many as the limit allows but enough to be worth reading the head, at most a quarter of a window."""
     monkeypatch.setitem(lm_head._LOGITS, "cpu", limit * VOCABULARY)
+    monkeypatch.setattr(lm_head, "_POSITIONS", least)
     sizes = []
     model = LLAMA.build()
     model.get_output_embeddings().register_forward_hook(lambda _module, _args, logits: sizes.append(logits.numel()))
