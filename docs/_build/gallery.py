@@ -5,7 +5,7 @@
     python docs/_build/gallery.py --pages                          only the pages, of what is there
 
 Each step is a command of ropescope, and is left out where its output was kept; the same call after an interruption
-goes on within the step. Files lie under gallery/MODEL, the pages under docs/models, their pictures under docs/images.
+goes on within the step. Files lie under gallery/MODEL, the pages and their pictures under docs/models.
 To measure anew delete the folder, or one step's .txt and its file.
 """
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -54,33 +54,35 @@ _WRITTEN = (
 def write_pages(models: dict[str, Path], docs: Path) -> None:
     """A page and pictures of every model that was measured, and one of all; a part without its files is left out."""
     measured = {title: folder for title, folder in models.items() if (folder / "wikitext.nc").exists()}
+    if not measured:
+        return
+    pages = docs / "models"
+    pages.mkdir(parents=True, exist_ok=True)
     for title, folder in measured.items():
-        page = "\n\n".join([f"# {title}", _WRITTEN, *_parts(folder, docs)])
-        _write(docs / "models" / f"{folder.name}.md", page)
-    if measured:
-        _write(docs / "models" / "index.md", "\n\n".join(_side_by_side(measured)))
+        _write(pages / f"{folder.name}.md", [f"# {title}", _WRITTEN, *_parts(folder, pages)])
+    _write(pages / "index.md", _side_by_side(measured))
 
 
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"{text.rstrip()}\n", encoding="utf-8")
+def _write(path: Path, parts: Iterable[str]) -> None:
+    path.write_text("\n\n".join(filter(None, parts)).rstrip() + "\n", encoding="utf-8")
     print(f"page: {path}")
 
 
-def _parts(folder: Path, docs: Path) -> Iterator[str]:
+def _parts(folder: Path, pages: Path) -> Iterator[str]:
     def picture(name: str) -> str:
         file, words = _PICTURES[name]
         if not (folder / "figures" / file).exists():
             return ""
-        target = docs / "images" / f"{folder.name}-{name}.png"
+        target = pages / f"{folder.name}-{name}.png"
         shutil.copyfile(folder / "figures" / file, target)
-        return f"![{words}](../images/{target.name})"
+        return f"![{words}]({target.name})"
 
     files = {path.stem: path for path in folder.glob("*.nc")}
     result = rs.load(files["wikitext"])
     yield from _printed(folder, "inspect", "What turns, and how")
     yield f"## Entropies\n\n{_setting(result)}\n\n```\n{rs.summary_text(result)}\n```"
-    yield from filter(None, (picture("panel"), picture("overview")))
+    yield picture("panel")
+    yield picture("overview")
     if "worth" in files:
         yield rs.importance_foretold(result, rs.load(files["worth"])).markdown()
         yield picture("importance")

@@ -69,8 +69,11 @@ def test_pages_say_what_the_files_hold_and_leave_out_what_is_not_there(gallery: 
     rs.save(importance(RUN, 50.0), full / "worth.nc")
     SWEEP.save(bands, full / "sweep.nc")
     TASKS.save(tasks([1.0, 0.0] * 50, [1.0, 0.0] * 49 + [0.0, 0.0]), full / "tasks.nc")
+    (full / "figures" / "sweep-curves.png").write_bytes(b"curves")
     sys.modules["gallery_pages"].write_pages({"Full": full, "Bare": bare, "None": tmp_path / "none"}, tmp_path / "docs")
-    pages = {path.stem: path.read_text() for path in (tmp_path / "docs" / "models").iterdir()}
+    pages = {path.stem: path.read_text() for path in (tmp_path / "docs" / "models").glob("*.md")}
+    assert (tmp_path / "docs" / "models" / "full-sweep.png").read_bytes() == b"curves"
+    assert "](full-sweep.png)" in pages["full"] and "![" not in pages["bare"]
     assert set(pages) == {"full", "bare", "index"}
     assert rs.summary_text(result) in pages["bare"] and "Does Frequency Entropy foretell" not in pages["bare"]
     assert rs.importance_foretold(result, importance(RUN, 50.0)).markdown() in pages["full"]
