@@ -14,6 +14,7 @@ import xarray as xr
 from planted import HEADS, LAYERS, PAIRS, RUN, SCATTERED, WINDOWS, importance, look, measurement, sweep, tasks
 from ropescope.base.entropy import sequence_fe
 from ropescope.base.errors import InputError
+from ropescope.cli import app
 from ropescope.evaluation.claims.arms import LOUD, contexts
 from ropescope.evaluation.claims.evidence import gathered
 from ropescope.evaluation.claims.findings import CANNOT, FAILS, HOLDS, VERDICTS, above, below, inside, judged
@@ -184,6 +185,29 @@ def test_without_evidence_no_claim_is_judged() -> None:
         lacking = sweep("nothing", 0, 0) if "measurement" in claim.needs else measurement()
         found = claim.judge(gathered(of(lacking)))
         assert found.verdict == CANNOT and not found.tests and found.settles and found.reason.endswith(".")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("key", [claim.key for claim in CLAIMS])
+def test_what_would_settle_it_is_a_command_that_there_is(key: str) -> None:
+    (claim,) = (claim for claim in CLAIMS if claim.key == key)
+    lacking = sweep("nothing", 0, 0) if "measurement" in claim.needs else measurement()
+    for evidence in ([lacking], TRUTHS[key][2]):
+        for command in re.findall("ropescope ([^;,()]*)", claim.judge(gathered(of(*evidence))).settles):
+            app.parse_args(command.partition(" without ")[0], exit_on_error=False, print_error=False)
+
+
+def test_what_would_settle_it_asks_for_more_windows_than_there_were() -> None:
+    def settles(key: str, *given: xr.DataTree | xr.Dataset) -> str:
+        return claims(of(*given), only=[key])[key].settles
+
+    for windows in (6, 20):
+        undecided = look(windows=windows, twice={LOUD: (9.0, 9.0)})
+        assert settles("loud-pairs-serve-the-context", undecided).endswith(f" --count {2 * windows}")
+    assert settles("few-pairs-choose-tokens", look(windows=3)).endswith(" --count 8")
+    assert settles("text-does-not-matter", measurement(RUN)).endswith(" --corpus c4")
+    few = [measurement(RUN, corpus=corpus).isel(sequence=[0, 1, 2]) for corpus in ("wikitext", "c4")]
+    assert settles("text-does-not-matter", *few).endswith(" --count 8 --corpus c4")
 
 
 class TestRules:

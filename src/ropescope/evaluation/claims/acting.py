@@ -27,7 +27,7 @@ from ropescope.evaluation.claims.arms import (
 from ropescope.evaluation.claims.behaviour_dataset import ARM, BEHAVIOUR, READING, READINGS
 from ropescope.evaluation.claims.evidence import Evidence
 from ropescope.evaluation.claims.findings import Control, Finding, above, below, judged, unknown
-from ropescope.evaluation.claims.observations import LEAST_LAYERS, Heads, unmeasured
+from ropescope.evaluation.claims.observations import LEAST_LAYERS, Heads, twice, unmeasured
 from ropescope.evaluation.claims.turned_down import PERPLEXITY_MARGIN
 
 # Pairs that turn within so many tokens are fast.
@@ -70,7 +70,7 @@ def fast_pairs_make_positional_heads(evidence: Evidence) -> Finding:
                 least=_CORRELATED,
             )
         )
-    return judged(tests, settles=_looking(evidence, "--count 16"))
+    return judged(tests, settles=_looking(evidence, twice(look.sizes[SEQUENCE])))
 
 
 def slow_pairs_carry_content(evidence: Evidence) -> Finding:
@@ -104,7 +104,7 @@ def slow_pairs_carry_content(evidence: Evidence) -> Finding:
                 least=0.01,
             ),
         ],
-        settles=_looking(evidence, "--count 16"),
+        settles=_looking(evidence, twice(look.sizes[SEQUENCE])),
     )
 
 
@@ -134,7 +134,7 @@ def pairs_past_the_band_need_no_rotation(evidence: Evidence) -> Finding:
         over=f"{_windows(look)} of {length} tokens",
         unit="%",
     )
-    return judged([test], settles=_looking(evidence, "--count 16"))
+    return judged([test], settles=_looking(evidence, twice(look.sizes[SEQUENCE])))
 
 
 def few_pairs_choose_tokens(evidence: Evidence) -> Finding:
@@ -164,7 +164,7 @@ def few_pairs_choose_tokens(evidence: Evidence) -> Finding:
                 least=0.05,
             ),
         ],
-        settles=_looking(evidence, "--count 16"),
+        settles=_looking(evidence, twice(look.sizes[SEQUENCE])),
     )
 
 
@@ -203,7 +203,7 @@ def loud_pairs_serve_the_context(evidence: Evidence) -> Finding:
                 least=0.01,
             ),
         ],
-        settles=_looking(evidence, "--count 16"),
+        settles=_looking(evidence, twice(look.sizes[SEQUENCE])),
         remark=f"With the loudest pairs halved the first reading loses {loud[0].mean():.2f} nats a token, the second "
         f"{loud[1].mean():.2f}.",
     )
@@ -269,7 +269,7 @@ def _too_few(evidence: Evidence, look: xr.Dataset) -> Finding | None:
     if look.sizes[SEQUENCE] >= LEAST_WINDOWS:
         return None
     why = f"{_windows(look)} give no interval; the least is {LEAST_WINDOWS}."
-    return unknown(why, _looking(evidence, f"--count {2 * LEAST_WINDOWS}"))
+    return unknown(why, _looking(evidence, twice(look.sizes[SEQUENCE])))
 
 
 def _unseen(evidence: Evidence) -> Finding:

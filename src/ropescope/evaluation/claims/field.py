@@ -10,7 +10,7 @@ from ropescope.base.statistics import LEAST_WINDOWS, jackknife
 from ropescope.evaluation.claims.arms import BAND_ANGLE, contexts, contexts_in_words, speeds
 from ropescope.evaluation.claims.evidence import Evidence
 from ropescope.evaluation.claims.findings import Control, Finding, above, below, judged, unknown
-from ropescope.evaluation.claims.observations import LEAST_LAYERS, Heads, measuring, pooled, unmeasured
+from ropescope.evaluation.claims.observations import LEAST_LAYERS, Heads, measuring, pooled, twice, unmeasured
 from ropescope.evaluation.claims.turned_down import fisher_of, untrusted
 
 # How near the band must be to where it is foretold, as a share of the pairs.
@@ -47,7 +47,7 @@ def slow_pairs_are_loud(evidence: Evidence) -> Finding:
                 least=0.02,
             )
         )
-    return judged(tests, settles=measuring(evidence, "--count 16"))
+    return judged(tests, settles=measuring(evidence))
 
 
 def band_sits_where_the_context_ends(evidence: Evidence) -> Finding:
@@ -88,7 +88,7 @@ def band_sits_where_the_context_ends(evidence: Evidence) -> Finding:
                 least=0.05,
             ),
         ],
-        settles=measuring(evidence, "--count 16"),
+        settles=measuring(evidence),
         remark=f"Foretold is pair {np.median(foretold[use]):.1f} of {speeds(result).shape[1]} in the median layer.",
     )
 
@@ -134,13 +134,14 @@ def loud_keys_turn_less_than_once(evidence: Evidence) -> Finding:
         over=f"{len(heads.layers)} layers of a context of {contexts_in_words(context)}",
         least=0.05,
     )
-    return judged([test], settles=measuring(evidence, "--count 16"))
+    return judged([test], settles=measuring(evidence))
 
 
 def few_pairs_hold_importance(evidence: Evidence) -> Finding:
     """The share of the importance that the top tenth of pairs holds, chosen on other windows than it is judged on."""
-    settles = f"ropescope importance {evidence.model} --count 16"
     worth = evidence.worth
+    windows = LEAST_WINDOWS if worth is None else worth[QUERY].sizes[SEQUENCE]
+    settles = f"ropescope importance {evidence.model} {twice(max(LEAST_WINDOWS, windows))}"
     if worth is None or worth[QUERY].sizes[SEQUENCE] < 2 * LEAST_WINDOWS - 1:
         return unknown(f"No importance over {2 * LEAST_WINDOWS - 1} windows or more was given.", settles)
     if untrusted(evidence):

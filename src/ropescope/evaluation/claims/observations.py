@@ -227,9 +227,15 @@ def pooled(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     return np.asarray(part.sum() / total if total else np.nan)
 
 
-def measuring(evidence: Evidence, more: str = "--count 8") -> str:
-    """The command that measures the judged model."""
-    return f"ropescope measure {evidence.model} {more}".strip()
+def measuring(evidence: Evidence, more: str = "") -> str:
+    """The command that measures the judged model on twice as many windows as were measured."""
+    windows = 0 if evidence.measured is None else evidence.measured[QUERY].sizes[SEQUENCE]
+    return f"ropescope measure {evidence.model} {twice(windows)} {more}".strip()
+
+
+def twice(windows: int) -> str:
+    """The option that asks for twice as many windows as there were, eight at least."""
+    return f"--count {max(8, 2 * windows)}"
 
 
 def unmeasured() -> Finding:
@@ -261,4 +267,4 @@ def _judgeable(evidence: Evidence, stream: str, selection: Selection) -> tuple[H
 
 
 def _more_layers(evidence: Evidence) -> str:
-    return f"more windows ({measuring(evidence, '--count 16')}), or a model with more layers"
+    return f"more windows ({measuring(evidence)}), or a model with more layers"

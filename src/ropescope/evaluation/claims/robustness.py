@@ -38,7 +38,7 @@ def bands_in_many_heads(evidence: Evidence, stream: str = QUERY) -> Finding:
     holding = heads.chosen(BANDS).any(-1)
     share = jackknife(pooled, holding.sum(1), there.sum(1))
     test = above(f"share of {stream} heads with a band", share, 0.5, "half of the heads", over=heads.over())
-    return judged([test], settles=measuring(evidence, "--count 16"))
+    return judged([test], settles=measuring(evidence))
 
 
 def other_model_has_them_elsewhere(evidence: Evidence, stream: str = QUERY) -> Finding:
@@ -72,12 +72,12 @@ def other_model_has_them_elsewhere(evidence: Evidence, stream: str = QUERY) -> F
 
 def other_text_leaves_places(evidence: Evidence) -> Finding:
     """Overlap of bands and of periodic pairs with another text, beside the overlap of windows of one text."""
-    return _same_places(evidence, evidence.other_text(), "text", f"{measuring(evidence)} --corpus c4")
+    return _same_places(evidence, evidence.other_text(), "text", "--corpus c4")
 
 
 def other_length_leaves_places(evidence: Evidence) -> Finding:
     """Overlap of bands and of periodic pairs at another length, beside the overlap of windows of one length."""
-    return _same_places(evidence, evidence.other_length(), "length", f"{measuring(evidence)} --length 8192")
+    return _same_places(evidence, evidence.other_length(), "length", "--length 8192")
 
 
 def neither_fast_nor_slow(evidence: Evidence) -> Finding:
@@ -114,7 +114,7 @@ def neither_fast_nor_slow(evidence: Evidence) -> Finding:
         )
     if not tests:
         return unknown("There are hardly any bands.", "another model, measured")
-    return judged(tests, settles=measuring(evidence, "--count 16"))
+    return judged(tests, settles=measuring(evidence))
 
 
 def _by_octave(results: list[xr.DataTree], stream: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -131,16 +131,19 @@ def _by_octave(results: list[xr.DataTree], stream: str) -> tuple[np.ndarray, np.
     return members, pairs, np.arange(len(members)) < len(lower[0])
 
 
-def _same_places(evidence: Evidence, other: Named | None, what: str, command: str) -> Finding:
+def _same_places(evidence: Evidence, other: Named | None, what: str, more: str) -> Finding:
     first = evidence.measured
     if first is None:
         return unmeasured()
     if other is None:
-        return unknown(f"No measurement of the same weights on another {what} was given.", command)
-    if min(len(result[QUERY][SEQUENCE]) for result in (first, other[1])) < LEAST_WINDOWS:
         return unknown(
-            f"Fewer than {LEAST_WINDOWS} windows do not say what windows of one text alone would change.",
-            measuring(evidence, "--count 8"),
+            f"No measurement of the same weights on another {what} was given.",
+            f"ropescope measure {evidence.model} {more}",
+        )
+    again = f"both on more windows: {measuring(evidence)}; {measuring(evidence, more)}"
+    if min(result[QUERY].sizes[SEQUENCE] for result in (first, other[1])) < LEAST_WINDOWS:
+        return unknown(
+            f"Fewer than {LEAST_WINDOWS} windows do not say what windows of one text alone would change.", again
         )
     check_frames({"first": first, other[0]: other[1]})
     judgeable = {
@@ -155,7 +158,7 @@ def _same_places(evidence: Evidence, other: Named | None, what: str, command: st
     lengths = [window_length(result) for result in (first, other[1])]
     if what == "text" and lengths[0] != lengths[1]:
         remark = f"{remark} The length differs, too ({lengths[0]} and {lengths[1]} tokens).".strip()
-    return judged(tests, settles=command, remark=remark)
+    return judged(tests, settles=again, remark=remark)
 
 
 def _kept_places(first: xr.DataTree, other: Named, selection: Selection, stream: str) -> Test | None:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import xarray as xr
 
-from ropescope.base.axes import HEAD_AXIS, LAYER, PAIR, SEQUENCE, STREAMS
+from ropescope.base.axes import HEAD_AXIS, LAYER, PAIR, QUERY, SEQUENCE, STREAMS
 from ropescope.base.selections import BANDS, NAMED, OUTLIERS, PERIODIC, Selection
 from ropescope.base.statistics import ESTIMATE, LEAST_WINDOWS, jackknife
 from ropescope.evaluation.claims.evidence import Evidence
@@ -21,7 +21,7 @@ from ropescope.evaluation.claims.findings import (
     judged,
     unknown,
 )
-from ropescope.evaluation.claims.observations import LEAST_PAIRS, Heads, pooled, too_few, unmeasured
+from ropescope.evaluation.claims.observations import LEAST_PAIRS, Heads, pooled, too_few, twice, unmeasured
 from ropescope.evaluation.importance_validation import KIND, LEAST
 from ropescope.evaluation.sweep.changes import ALL_RANDOM, CONTROL, change
 from ropescope.evaluation.sweep.dataset import ALPHA, ARM, SELECTION, SWEEP, WINDOW
@@ -64,7 +64,7 @@ def bands_are_essential(evidence: Evidence) -> Finding:
                 unit="%",
             ),
         ],
-        settles=_sweeping(evidence, BANDS),
+        settles=_sweeping(evidence, BANDS, data.sizes[WINDOW]),
     )
 
 
@@ -83,7 +83,7 @@ def redundant(evidence: Evidence, selection: Selection) -> Finding:
         over=f"{data.sizes[WINDOW]} windows",
         unit="%",
     )
-    return judged([test], settles=_sweeping(evidence, selection), remark=_special(against))
+    return judged([test], settles=_sweeping(evidence, selection, data.sizes[WINDOW]), remark=_special(against))
 
 
 def outliers_are_redundant(evidence: Evidence) -> Finding:
@@ -130,8 +130,9 @@ def bands_hold_importance(evidence: Evidence) -> Finding:
     result, worth = evidence.measured, evidence.worth
     if result is None:
         return unmeasured()
-    settles = f"ropescope importance {evidence.model} --count 8"
-    if worth is None or worth["query"].sizes[SEQUENCE] < LEAST_WINDOWS:
+    windows = 0 if worth is None else worth[QUERY].sizes[SEQUENCE]
+    settles = f"ropescope importance {evidence.model} {twice(windows)}"
+    if worth is None or worth[QUERY].sizes[SEQUENCE] < LEAST_WINDOWS:
         return unknown(f"No importance over {LEAST_WINDOWS} windows or more was given.", settles)
     if untrusted(evidence):
         return unknown(
@@ -228,8 +229,8 @@ def _special(against: np.ndarray) -> str:
     return "That as many random pairs matter more is not shown."
 
 
-def _sweeping(evidence: Evidence, selection: Selection) -> str:
-    return f"ropescope sweep {evidence.model} RESULT.nc --select {selection.name} --alphas 0 --count 16"
+def _sweeping(evidence: Evidence, selection: Selection, windows: int = 0) -> str:
+    return f"ropescope sweep {evidence.model} RESULT.nc --select {selection.name} --alphas 0 {twice(windows)}"
 
 
 def _scores(data: xr.Dataset) -> list[Row]:
