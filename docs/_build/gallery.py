@@ -91,7 +91,10 @@ def steps(model: Model, texts: Texts) -> dict[str, list[str]]:
             *("--result", "wikitext.nc", *plain, "thin.nc"),
         ],
         "claims": ["claims", *measured, *looked, "--dtype", "float32", "--format", "markdown", "--output", "claims.md"],
-        "same-places": ["compare", "wikitext.nc", "c4.nc", "long.nc", "--output-dir", "same-places"],
+        "same-places": [
+            *("compare", "wikitext.nc", "c4.nc", "long.nc", "--label", "WikiText", "C4", "WikiText at 8192"),
+            *("--output-dir", "same-places"),
+        ],
         "figures": [
             *("figures", "wikitext.nc", "sweep.nc", "thin.nc", "--label", *(model.title,) * 3),
             *("--importance", "worth.nc", "--output-dir", "figures"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -28,15 +29,18 @@ from ropescope.measurement.summary import counts
 # What is given to the claims.
 EVIDENCE = ("wikitext.nc", "c4.nc", "long.nc", "worth.nc", "sweep.nc", "tasks.nc", "look.nc")
 _PICTURES = {
-    "panel": ("wikitext-query-panel.png", "Three query heads: both entropies, importance and the norms"),
-    "overview": ("wikitext-query-overview.png", "Both entropies over layers and pairs"),
+    "panel": ("figures/wikitext-query-panel.png", "Three query heads: both entropies, importance and the norms"),
+    "overview": ("figures/wikitext-query-overview.png", "Both entropies over layers and pairs"),
     "importance": (
-        "wikitext-importance.png",
+        "figures/wikitext-importance.png",
         "Importance of every pair over its SpectrumFE, and what the best pairs hold",
     ),
-    "sweep": ("sweep-curves.png", "Perplexity over alpha for bands, spectrum outliers and periodic pairs"),
-    "thin": ("thin-thin-curves.png", "Change of perplexity over the share of key bytes"),
+    "sweep": ("figures/sweep-curves.png", "Perplexity over alpha for bands, spectrum outliers and periodic pairs"),
+    "thin": ("figures/thin-curves.png", "Change of perplexity over the share of key bytes"),
+    "places": ("same-places/wikitext-compare-where-1.png", "Share of pairs that are bands, by layer and wavelength"),
 }
+# Tables of more rows, such as one for each layer, stay in the files.
+_ROWS = 12
 # From where on a change of perplexity reads better as a factor.
 _MANY_TIMES = 10.0
 # Of figure 3 and table 1.
@@ -71,15 +75,16 @@ def _write(path: Path, parts: Iterable[str]) -> None:
 def _parts(folder: Path, pages: Path) -> Iterator[str]:
     def picture(name: str) -> str:
         file, words = _PICTURES[name]
-        if not (folder / "figures" / file).exists():
+        if not (folder / file).exists():
             return ""
         target = pages / f"{folder.name}-{name}.png"
-        shutil.copyfile(folder / "figures" / file, target)
+        shutil.copyfile(folder / file, target)
         return f"![{words}]({target.name})"
 
     files = {path.stem: path for path in folder.glob("*.nc")}
     result = rs.load(files["wikitext"])
-    yield from _printed(folder, "inspect", "What turns, and how")
+    if (folder / "inspect.txt").exists():
+        yield f"## What turns, and how\n\n```\n{(folder / 'inspect.txt').read_text(encoding='utf-8').rstrip()}\n```"
     yield f"## Entropies\n\n{_setting(result)}\n\n```\n{rs.summary_text(result)}\n```"
     yield picture("panel")
     yield picture("overview")
@@ -99,15 +104,15 @@ def _parts(folder: Path, pages: Path) -> Iterator[str]:
         words = "\n".join(f"- {sentence}" for sentence in thin_findings(data))
         yield f"## Thin keys\n\n{_setting(data)}\n\n{words}\n\n{rs.frontier_table(data, format='markdown')}"
         yield picture("thin")
-    yield from _printed(folder, "same-places", "The same places on C4, and in windows of 8192 tokens?")
+    if "c4" in files and "long" in files:
+        others = {"C4": rs.load(files["c4"]), "WikiText at 8192": rs.load(files["long"])}
+        found = rs.comparison({"WikiText": result, **others}, top=0)
+        for section in (*found.compared, found.lived[0]):
+            tables = tuple(table for table in section.tables if len(table.rows) <= _ROWS)
+            yield replace(section, tables=tables).markdown()
+        yield picture("places")
     if all(Path(name).stem in files for name in EVIDENCE):
         yield rs.claims([folder / name for name in EVIDENCE]).markdown()
-
-
-def _printed(folder: Path, step: str, title: str) -> Iterator[str]:
-    """What the command of a step printed."""
-    if (folder / f"{step}.txt").exists():
-        yield f"## {title}\n\n```\n{(folder / f'{step}.txt').read_text(encoding='utf-8').rstrip()}\n```"
 
 
 def _setting(data: xr.DataTree | xr.Dataset) -> str:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from matplotlib.figure import Figure
 
 import ropescope as rs
 from checkout import ROOT
-from planted import RUN, importance, measurement, sweep, tasks
-from ropescope.cli import app
+from planted import RUN, frontier, importance, measurement, sweep, tasks
+from ropescope.cli import app, main
 from ropescope.evaluation.claims.findings import CANNOT, FAILS, HOLDS, Claim, Finding
 from ropescope.evaluation.claims.sources import FREQUENCY_ENTROPY
+from ropescope.evaluation.frontier.dataset import FRONTIER
 from ropescope.evaluation.sweep.dataset import SWEEP
 from ropescope.evaluation.sweep.in_words import findings
 from ropescope.evaluation.tasks.dataset import TASKS
@@ -59,9 +62,11 @@ def test_a_call_goes_on_where_the_last_one_ended(
 
 
 @pytest.mark.slow
-def test_pages_say_what_the_files_hold_and_leave_out_what_is_not_there(gallery: ModuleType, tmp_path: Path) -> None:
+def test_pages_say_what_the_files_hold_and_leave_out_what_is_not_there(
+    gallery: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     full, bare = tmp_path / "full", tmp_path / "bare"
-    (full / "figures").mkdir(parents=True)
+    full.mkdir()
     bare.mkdir()
     result, bands = measurement(RUN), sweep("bands", 1.0, 0.1)
     for folder in (full, bare):
@@ -69,11 +74,22 @@ def test_pages_say_what_the_files_hold_and_leave_out_what_is_not_there(gallery: 
     rs.save(importance(RUN, 50.0), full / "worth.nc")
     SWEEP.save(bands, full / "sweep.nc")
     TASKS.save(tasks([1.0, 0.0] * 50, [1.0, 0.0] * 49 + [0.0, 0.0]), full / "tasks.nc")
-    (full / "figures" / "sweep-curves.png").write_bytes(b"curves")
+    FRONTIER.save(frontier(), full / "thin.nc")
+    rs.save(measurement(RUN, corpus="c4"), full / "c4.nc")
+    rs.save(measurement(RUN, length=8192), full / "long.nc")
+    monkeypatch.chdir(full)
+    # Which files there are is what counts here; drawing them takes a minute.
+    monkeypatch.setattr(Figure, "savefig", lambda _, file, **__: Path(file).touch())
+    drawn = ["figures", "wikitext.nc", "sweep.nc", "thin.nc", "--importance", "worth.nc", "--output-dir", "figures"]
+    main(drawn)
+    main(["compare", "wikitext.nc", "c4.nc", "long.nc", "--output-dir", "same-places"])
     sys.modules["gallery_pages"].write_pages({"Full": full, "Bare": bare, "None": tmp_path / "none"}, tmp_path / "docs")
     pages = {path.stem: path.read_text() for path in (tmp_path / "docs" / "models").glob("*.md")}
-    assert (tmp_path / "docs" / "models" / "full-sweep.png").read_bytes() == b"curves"
-    assert "](full-sweep.png)" in pages["full"] and "![" not in pages["bare"]
+    pictures = {path.name for path in (tmp_path / "docs" / "models").glob("*.png")}
+    shown = re.findall(r"!\[[^]]+\]\(([^)]+)\)", pages["full"])
+    assert pictures == {f"full-{name}.png" for name in sys.modules["gallery_pages"]._PICTURES}
+    assert "## Does C4 have its bands where WikiText has them?" in pages["full"]
+    assert sorted(shown) == sorted(pictures) and "![" not in pages["bare"]
     assert set(pages) == {"full", "bare", "index"}
     assert rs.summary_text(result) in pages["bare"] and "Does Frequency Entropy foretell" not in pages["bare"]
     assert rs.importance_foretold(result, importance(RUN, 50.0)).markdown() in pages["full"]

@@ -1,4 +1,4 @@
-"""Measurements, sweeps and importance in which a truth about bands and periods is planted."""
+"""Measurements, sweeps, frontiers and importance in which a truth about bands and periods is planted."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ from ropescope.evaluation.claims.arms import (
     TWICE_PLAIN,
 )
 from ropescope.evaluation.claims.behaviour_dataset import ARM, BEHAVIOUR, READING, READINGS, VARIABLES
+from ropescope.evaluation.frontier.dataset import STOCK
+from ropescope.evaluation.frontier.dataset import labelled as labelled_frontier
 from ropescope.evaluation.sweep.dataset import labelled
 from ropescope.evaluation.tasks.dataset import labelled as labelled_tasks
 from ropescope.evaluation.tasks.scores import Score
@@ -188,3 +190,24 @@ def look(
     arrays = {name: (dims, values[name]) for name, (_, _, dims) in VARIABLES.items()}
     labels = {ARM: names, READING: list(READINGS), "layer": range(LAYERS), "sequence": range(windows)}
     return xr.Dataset(arrays, labels, BEHAVIOUR.attributes(facts))
+
+
+def frontier(windows: int = 8) -> xr.Dataset:
+    """A latent that costs 0.01 nats of every token, a drop 0.5 of some, norms 1.0; windows that differ far more."""
+    random = np.random.default_rng(0)
+    base = 100 * random.uniform(1, 4, windows)
+    costs = [np.zeros(windows), np.full(windows, 1.0), 50 * random.uniform(0.5, 1.5, windows), np.full(windows, 100.0)]
+    nats = np.stack([base + cost for cost in costs])
+    nothing = np.full((4, 2, 1), np.nan)
+    variables = {
+        "method": np.array([STOCK, "latent", "drop", "norm"]),
+        "keep": np.array([1.0, 0.5, 0.5, 0.5]),
+        "key_bytes": np.array([1000, 502, 503, 503]),
+        "nats": nats,
+        "perplexity": np.exp(nats.sum(1) / (100 * windows)),
+        "tokens": np.full(windows, 100),
+        "prefill_seconds": nothing,
+        "decode_seconds": nothing,
+        "extra_bytes": nothing[..., 0],
+    }
+    return labelled_frontier(variables, ["latent 0.5", "drop 0.5", "norm 0.5"], windows, {})

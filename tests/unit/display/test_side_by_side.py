@@ -43,8 +43,9 @@ class TestSideBySide:
             "layer 1, query head 0 (RoPE)",
             "layer 3, query head 1 (NoPE)",
         ]
-        labels = ["SpectrumFE", "SequenceFE,\nat 4096 tokens", "short, norms\npair j", "long, norms\npair j"]
+        labels = ["SpectrumFE", "SequenceFE,\nat 4096 tokens", "pair j", "pair j"]
         assert [axes.get_ylabel() for axes in grid[:, 0]] == labels
+        assert [axes.get_title("left") for axes in grid[2:, 0]] == ["short, norms", "long, norms"]
 
     def test_a_line_for_each_result_on_the_scale_of_the_first(self, grid, results):
         factor = noise_reference(results["short"]) / white_noise_entropy(4095)

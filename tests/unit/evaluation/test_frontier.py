@@ -17,6 +17,7 @@ import xarray as xr
 
 from architectures import GEMMA4, LLAMA, QWEN3_NEXT, Architecture, state_of, tokens
 from forking import forked
+from planted import frontier as planted_frontier
 from ropescope.base.errors import InputError, ResultError
 from ropescope.compression.planning import plan_keys
 from ropescope.compression.plans import KeyPlan
@@ -24,7 +25,7 @@ from ropescope.compression.several import frontier_plans
 from ropescope.compression.thinning import thin_keys
 from ropescope.evaluation.frontier import judging
 from ropescope.evaluation.frontier.changes import OTHER, bytes_share, compared, frontier_table, value_percent
-from ropescope.evaluation.frontier.dataset import FRONTIER, PLAN, STOCK, labelled
+from ropescope.evaluation.frontier.dataset import FRONTIER, PLAN, STOCK
 from ropescope.evaluation.frontier.in_words import findings, section
 from ropescope.evaluation.frontier.judging import frontier
 from ropescope.evaluation.frontier.timing import Timing
@@ -194,29 +195,8 @@ def test_prefill_and_decode_are_timed_for_what_is_no_baseline() -> None:
 # What is made of it
 
 
-def planted(windows: int = 8) -> xr.Dataset:
-    """A latent that costs 0.01 nats of every token, a drop 0.5 of some, norms 1.0; windows that differ far more."""
-    random = np.random.default_rng(0)
-    base = 100 * random.uniform(1, 4, windows)
-    costs = [np.zeros(windows), np.full(windows, 1.0), 50 * random.uniform(0.5, 1.5, windows), np.full(windows, 100.0)]
-    nats = np.stack([base + cost for cost in costs])
-    nothing = np.full((4, 2, 1), np.nan)
-    variables = {
-        "method": np.array([STOCK, "latent", "drop", "norm"]),
-        "keep": np.array([1.0, 0.5, 0.5, 0.5]),
-        "key_bytes": np.array([1000, 502, 503, 503]),
-        "nats": nats,
-        "perplexity": np.exp(nats.sum(1) / (100 * windows)),
-        "tokens": np.full(windows, 100),
-        "prefill_seconds": nothing,
-        "decode_seconds": nothing,
-        "extra_bytes": nothing[..., 0],
-    }
-    return labelled(variables, ["latent 0.5", "drop 0.5", "norm 0.5"], windows, {})
-
-
 def test_changes_are_paired_and_relative() -> None:
-    change = compared(planted())
+    change = compared(planted_frontier())
     value, low, high = change.sel({PLAN: "latent 0.5", OTHER: STOCK}).values
     assert value == pytest.approx(np.expm1(0.01)) and low == pytest.approx(value) and high == pytest.approx(value)
     value, low, high = change.sel({PLAN: "drop 0.5", OTHER: "norm 0.5"}).values
@@ -225,22 +205,22 @@ def test_changes_are_paired_and_relative() -> None:
 
 
 def test_of_few_windows_there_is_no_interval() -> None:
-    change = compared(planted(4)).sel({PLAN: "latent 0.5", OTHER: STOCK}).values
+    change = compared(planted_frontier(4)).sel({PLAN: "latent 0.5", OTHER: STOCK}).values
     assert change[0] == pytest.approx(np.expm1(0.01)) and np.isnan(change[1:]).all()
-    assert findings(planted(4))[0].startswith("latent 0.5: 50.2% of the key bytes, perplexity ")
-    assert "raises" not in findings(planted(4))[0]
-    assert "of fewer than 5 windows there are no intervals" in section(planted(4), "x").paragraphs[0]
+    assert findings(planted_frontier(4))[0].startswith("latent 0.5: 50.2% of the key bytes, perplexity ")
+    assert "raises" not in findings(planted_frontier(4))[0]
+    assert "of fewer than 5 windows there are no intervals" in section(planted_frontier(4), "x").paragraphs[0]
 
 
 def test_sentences_say_what_the_intervals_carry() -> None:
-    latent, drop = findings(planted())
+    latent, drop = findings(planted_frontier())
     assert latent.startswith("latent 0.5: 50.2% of the key bytes raises perplexity from ")
     assert "+1.01 % [+1.01, +1.01]" in latent and "lower than with norm (+171.8 %)" in latent
-    assert "lower than with norm" in drop and len(findings(planted())) == 2
+    assert "lower than with norm" in drop and len(findings(planted_frontier())) == 2
 
 
 def test_the_table_has_a_row_for_every_plan_in_every_format() -> None:
-    text, markdown = frontier_table(planted()), frontier_table(planted(), format="markdown")
+    text, markdown = frontier_table(planted_frontier()), frontier_table(planted_frontier(), format="markdown")
     assert len(text.splitlines()) == 5 and len(markdown.splitlines()) == 6
     assert [value_percent(each) for each in (0.0053, -0.123, 2.345, 47.61, 1e4)] == [
         "+0.53 %",
@@ -250,12 +230,12 @@ def test_the_table_has_a_row_for_every_plan_in_every_format() -> None:
         "+1e+06 %",
     ]
     assert "| latent 0.5 | 50.2% |" in markdown and "+1.01 % [+1.01, +1.01]" in markdown
-    rows = list(csv.DictReader(io.StringIO(frontier_table(planted(), format="csv"))))
+    rows = list(csv.DictReader(io.StringIO(frontier_table(planted_frontier(), format="csv"))))
     assert [row["method"] for row in rows] == [STOCK, "latent", "drop", "norm"]
     assert float(rows[1]["key_bytes_share"]) == 0.502 and float(rows[1]["change"]) == pytest.approx(np.expm1(0.01))
     assert rows[1]["decode"] == ""
     with pytest.raises(InputError, match="got format 'markdwon': did you mean 'markdown'"):
-        frontier_table(planted(), format="markdwon")  # type: ignore[arg-type]
+        frontier_table(planted_frontier(), format="markdwon")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -85,9 +85,11 @@ def side_by_side(results: Mapping[str, xr.DataTree], heads: Sequence[tuple[int, 
     lengths = {length_of(result) for result in results.values()}
     scale = f",\nat {length_of(first)} tokens" if len(lengths) > 1 else ""
     spectrum, sequence = VARIABLE_LABELS.values()
-    labels = (spectrum, f"{sequence}{scale}", *(f"{name}, norms\npair j" for name in kept))
+    labels = (spectrum, f"{sequence}{scale}", *("pair j" for _ in kept))
     for axes, label in zip(grid[:, 0], labels, strict=True):
         axes.set_ylabel(label, fontsize=SMALL + 1)
+    for axes, name in zip(grid[2:, 0], kept, strict=True):
+        axes.set_title(f"{name}, norms", loc="left", fontsize=SMALL + 1)
     for axes, entropy in zip(grid[:2, -1], VARIABLE_LABELS, strict=True):
         label_lines(axes, [(text, height, REFERENCE) for text, height in thresholds(entropy)])
         axes.set_ylim(entropy_limits(entropy, _drawn(data, heads, stream, entropy)))
