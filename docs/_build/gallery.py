@@ -92,7 +92,7 @@ def steps(model: Model, texts: Texts) -> dict[str, list[str]]:
         ],
         "claims": ["claims", *measured, *looked, "--dtype", "float32", "--format", "markdown", "--output", "claims.md"],
         "same-places": [
-            *("compare", "wikitext.nc", "c4.nc", "long.nc", "--label", "WikiText", "C4", "WikiText at 8192"),
+            *("compare", "wikitext.nc", "c4.nc", "long.nc", "--label", "WikiText", "C4", "long WikiText"),
             *("--output-dir", "same-places"),
         ],
         "figures": [

@@ -105,7 +105,7 @@ def _parts(folder: Path, pages: Path) -> Iterator[str]:
         yield f"## Thin keys\n\n{_setting(data)}\n\n{words}\n\n{rs.frontier_table(data, format='markdown')}"
         yield picture("thin")
     if "c4" in files and "long" in files:
-        others = {"C4": rs.load(files["c4"]), "WikiText at 8192": rs.load(files["long"])}
+        others = {"C4": rs.load(files["c4"]), "long WikiText": rs.load(files["long"])}
         found = rs.comparison({"WikiText": result, **others}, top=0)
         for section in (*found.compared, found.lived[0]):
             tables = tuple(table for table in section.tables if len(table.rows) <= _ROWS)
