@@ -63,7 +63,9 @@ def write_pages(models: dict[str, Path], docs: Path) -> None:
     pages = docs / "models"
     pages.mkdir(parents=True, exist_ok=True)
     for title, folder in measured.items():
-        _write(pages / f"{folder.name}.md", [f"# {title}", _WRITTEN, *_parts(folder, pages)])
+        judged = _judged(folder, measured)
+        claims = judged.markdown() if judged else ""
+        _write(pages / f"{folder.name}.md", [f"# {title}", _WRITTEN, *_parts(folder, pages), claims])
     _write(pages / "index.md", _side_by_side(measured))
 
 
@@ -111,8 +113,6 @@ def _parts(folder: Path, pages: Path) -> Iterator[str]:
             tables = tuple(table for table in section.tables if len(table.rows) <= _ROWS)
             yield replace(section, tables=tables).markdown()
         yield picture("places")
-    if all(Path(name).stem in files for name in EVIDENCE):
-        yield rs.claims([folder / name for name in EVIDENCE]).markdown()
 
 
 def _setting(data: xr.DataTree | xr.Dataset) -> str:
@@ -221,7 +221,7 @@ def _turned_down(name: str) -> Callable[[Path], str]:
         factor = np.exp(_ends(change(data)["nats_change"].sel(selection=name, alpha=0, arm="selection")))
         if factor[0] < _MANY_TIMES:
             return percent(factor - 1)
-        return "{:.3g} times [{:.3g}, {:.3g}]".format(*factor)
+        return "{} times [{}, {}]".format(*(f"{each:,.0f}" if each >= 100 else f"{each:.3g}" for each in factor))
 
     return of
 
@@ -257,7 +257,7 @@ def _interval(found: xr.DataArray) -> str:
 
 def _verdicts(models: dict[str, Path]) -> Iterator[str]:
     """Claims with the verdict on every model, those first on which all agree."""
-    found = {title: verdicts for title, folder in models.items() if (verdicts := _judged(folder))}
+    found = {title: verdicts for title, folder in models.items() if (verdicts := _judged(folder, models))}
     if not found:
         return
     yield "## What is claimed, model by model"
@@ -284,7 +284,14 @@ def _by_agreement(findings: Sequence[Sequence[tuple[Claim, Finding]]]) -> dict[s
     return parted
 
 
-def _judged(folder: Path) -> rs.Verdicts | None:
-    if not all((folder / name).exists() for name in EVIDENCE):
-        return None
-    return rs.claims([folder / name for name in EVIDENCE])
+@cache
+def _claims(folder: Path, title: str, other: Path) -> rs.Verdicts:
+    evidence = {Path(name).stem: rs.load(folder / name) for name in EVIDENCE}
+    return rs.claims(evidence if other == folder else evidence | {title: rs.load(other / "wikitext.nc")})
+
+
+def _judged(folder: Path, models: dict[str, Path]) -> rs.Verdicts | None:
+    """The claims by all that was asked of a model, and by the measurement of another."""
+    others = [(title, other) for title, other in models.items() if other != folder]
+    title, other = others[0] if others else ("", folder)
+    return _claims(folder, title, other) if all((folder / name).exists() for name in EVIDENCE) else None
