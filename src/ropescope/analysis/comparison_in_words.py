@@ -17,7 +17,7 @@ from ropescope.analysis.shares import ENTROPIES, ENTROPY
 from ropescope.base.axes import HEAD_AXIS, LAYER, PAIR, SEQUENCE, STREAMS
 from ropescope.base.errors import InputError
 from ropescope.base.facts import listed, other_model, other_weights
-from ropescope.base.selections import BANDS, PAPER, PERIODIC, VARIABLE_LABELS
+from ropescope.base.selections import BANDS, LEAST_PAIRS, PAPER, PERIODIC, VARIABLE_LABELS
 from ropescope.base.statistics import ESTIMATE
 from ropescope.base.tables import Section, Table
 from ropescope.measurement.results import provenance, stream_data, wavelength
@@ -153,6 +153,9 @@ def _claim(name: str, stream: str, data: xr.Dataset) -> str:
         return f"for {subject} it cannot be judged, there are none"
     if not _in_both(one):
         return f"for {subject} it cannot be judged, one result has none"
+    numbers = [int(one[name]) for name in ("first_members", "other_members")]
+    if min(numbers) < LEAST_PAIRS:
+        return f"for {subject} it cannot be judged, {numbers[0]} and {numbers[1]} pairs are too few"
     if _against_chance(one) != "more than":
         return f"for {subject} it does not hold, they overlap no more than chance"
     if np.isnan(halves):

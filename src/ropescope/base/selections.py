@@ -77,6 +77,8 @@ PERIODIC = Selection(
     "periodic", "sequence_fe", "<", 0.6, "periodic", "periodic", "periodic pairs", "norms of few periods"
 )
 PAPER = {selection.name: selection for selection in (BANDS, OUTLIERS, PERIODIC)}
+# Fewer pairs of a selection say nothing of others like them.
+LEAST_PAIRS = 20
 # Ours: exactly zero whatever the text, which says nothing about the rotation.
 SILENT = Selection("silent", "mean_norm", "==", 0.0, "silent", "silent", "silent pairs", "norm always 0")
 # Table 1 of the paper turns down what section 4 found redundant.

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from ropescope.base.arguments import BatchSize
     from ropescope.base.axes import TokenIds
 
-# Logits held at once, at most: on a CPU 16 MiB, which the heap uses again and again. An accelerator wants larger
-# matrix products, but never more than a quarter of a window.
+# Logits held at once: on a CPU 16 MiB, which the heap uses again and again; an accelerator wants larger products.
 _LOGITS = {"cpu": 2**22, "accelerator": 2**26}
-# Positions at once, at least: a product of fewer reads all of a large vocabulary's head for little.
+# Of a large vocabulary more, for at least so many positions: a product of fewer reads all of the head for little.
+# Never more than a quarter of a window.
 _POSITIONS = 128
 
 

@@ -303,6 +303,14 @@ def test_words_where_there_is_nothing_to_judge():
     assert "Neither has query bands." in words and "for query bands it cannot be judged" in claim
 
 
+def test_words_where_a_few_pairs_say_nothing():
+    truth = np.full((8, 5, 20), 0.3)
+    few, moved = truth.copy(), truth.copy()
+    few[0, 0, :3], moved[1, 0, :4] = 0.1, 0.1
+    _, claim = verdict(drawn(1, few, 0.001), c4(drawn(2, moved, 0.001)))
+    assert "for query bands it cannot be judged, 3 and 4 pairs are too few" in claim
+
+
 def test_words_where_only_one_result_has_them():
     truth = np.random.default_rng(0).uniform(0.1, 0.5, (8, 5, 20))
     words, claim = verdict(drawn(1, truth), c4(drawn(2, np.full((8, 5, 20), 0.3))))

@@ -9,7 +9,7 @@ import xarray as xr
 
 from ropescope.base.axes import HEAD_AXIS, KEY, LAYER, PAIR, QUERY, SEQUENCE
 from ropescope.base.counting import counted
-from ropescope.base.selections import BANDS, PERIODIC, Selection
+from ropescope.base.selections import BANDS, LEAST_PAIRS, PERIODIC, Selection
 from ropescope.base.statistics import jackknife
 from ropescope.evaluation.claims.evidence import Evidence
 from ropescope.evaluation.claims.findings import Control, Finding, above, below, judged, unknown
@@ -17,9 +17,8 @@ from ropescope.measurement.periods import RHYTHM, kinds
 from ropescope.measurement.red_noise import rhythm_of_red_noise
 from ropescope.measurement.results import mean_over_sequences, rotated_layers, stream_data, window_length
 
-# Fewer layers, or pairs in question, say nothing of others like them.
+# Fewer layers say nothing of others like them.
 LEAST_LAYERS = 5
-LEAST_PAIRS = 20
 # A norm that is so much above the head's mean counts as loud, at least.
 _LOUDER = 0.05
 # Pairs of a run: so much longer than shuffled pairs make them counts, at least.

@@ -12,11 +12,11 @@ from ropescope.analysis.overlap import chance_anywhere, jaccard
 from ropescope.analysis.places import SELECTION, localise
 from ropescope.analysis.shares import ENTROPY, SOURCE, octaves
 from ropescope.base.axes import HEAD_AXIS, KEY, LAYER, PAIR, QUERY, SEQUENCE, STREAMS
-from ropescope.base.selections import BANDS, PERIODIC, Selection
+from ropescope.base.selections import BANDS, LEAST_PAIRS, PERIODIC, Selection
 from ropescope.base.statistics import LEAST_WINDOWS, jackknife
 from ropescope.evaluation.claims.evidence import Evidence, Named
 from ropescope.evaluation.claims.findings import Control, Finding, Test, above, below, inside, judged, unknown
-from ropescope.evaluation.claims.observations import LEAST_PAIRS, Heads, measuring, pooled, unmeasured
+from ropescope.evaluation.claims.observations import Heads, measuring, pooled, unmeasured
 from ropescope.measurement.results import stream_data, window_length
 
 # How much of an overlap may be lost beside what windows of one text already lose.

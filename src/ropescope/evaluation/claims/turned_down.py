@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 
 from ropescope.base.axes import HEAD_AXIS, LAYER, PAIR, QUERY, SEQUENCE, STREAMS
-from ropescope.base.selections import BANDS, NAMED, OUTLIERS, PERIODIC, Selection
+from ropescope.base.selections import BANDS, LEAST_PAIRS, NAMED, OUTLIERS, PERIODIC, Selection
 from ropescope.base.statistics import ESTIMATE, LEAST_WINDOWS, jackknife
 from ropescope.evaluation.claims.evidence import Evidence
 from ropescope.evaluation.claims.findings import (
@@ -21,7 +21,7 @@ from ropescope.evaluation.claims.findings import (
     judged,
     unknown,
 )
-from ropescope.evaluation.claims.observations import LEAST_PAIRS, Heads, pooled, too_few, twice, unmeasured
+from ropescope.evaluation.claims.observations import Heads, pooled, too_few, twice, unmeasured
 from ropescope.evaluation.importance_validation import KIND, LEAST
 from ropescope.evaluation.sweep.changes import ALL_RANDOM, CONTROL, change
 from ropescope.evaluation.sweep.dataset import ALPHA, ARM, SELECTION, SWEEP, WINDOW
