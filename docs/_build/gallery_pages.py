@@ -63,7 +63,7 @@ def write_pages(models: dict[str, Path], docs: Path) -> None:
     pages = docs / "models"
     pages.mkdir(parents=True, exist_ok=True)
     for title, folder in measured.items():
-        judged = _judged(folder, measured)
+        judged = _judged(title, measured)
         claims = judged.markdown() if judged else ""
         _write(pages / f"{folder.name}.md", [f"# {title}", _WRITTEN, *_parts(folder, pages), claims])
     _write(pages / "index.md", _side_by_side(measured))
@@ -86,7 +86,8 @@ def _parts(folder: Path, pages: Path) -> Iterator[str]:
     files = {path.stem: path for path in folder.glob("*.nc")}
     result = rs.load(files["wikitext"])
     if (folder / "inspect.txt").exists():
-        yield f"## What turns, and how\n\n```\n{(folder / 'inspect.txt').read_text(encoding='utf-8').rstrip()}\n```"
+        turns = (folder / "inspect.txt").read_text(encoding="utf-8").partition(": ")[2].rstrip()
+        yield f"## What turns, and how\n\n```\n{turns}\n```"
     yield f"## Entropies\n\n{_setting(result)}\n\n```\n{rs.summary_text(result)}\n```"
     yield picture("panel")
     yield picture("overview")
@@ -257,7 +258,7 @@ def _interval(found: xr.DataArray) -> str:
 
 def _verdicts(models: dict[str, Path]) -> Iterator[str]:
     """Claims with the verdict on every model, those first on which all agree."""
-    found = {title: verdicts for title, folder in models.items() if (verdicts := _judged(folder, models))}
+    found = {title: verdicts for title in models if (verdicts := _judged(title, models))}
     if not found:
         return
     yield "## What is claimed, model by model"
@@ -285,13 +286,14 @@ def _by_agreement(findings: Sequence[Sequence[tuple[Claim, Finding]]]) -> dict[s
 
 
 @cache
-def _claims(folder: Path, title: str, other: Path) -> rs.Verdicts:
+def _claims(title: str, folder: Path, other_title: str, other: Path) -> rs.Verdicts:
     evidence = {Path(name).stem: rs.load(folder / name) for name in EVIDENCE}
-    return rs.claims(evidence if other == folder else evidence | {title: rs.load(other / "wikitext.nc")})
+    beside = {} if other == folder else {other_title: rs.load(other / "wikitext.nc")}
+    return replace(rs.claims(evidence | beside), model=title)
 
 
-def _judged(folder: Path, models: dict[str, Path]) -> rs.Verdicts | None:
+def _judged(title: str, models: dict[str, Path]) -> rs.Verdicts | None:
     """The claims by all that was asked of a model, and by the measurement of another."""
-    others = [(title, other) for title, other in models.items() if other != folder]
-    title, other = others[0] if others else ("", folder)
-    return _claims(folder, title, other) if all((folder / name).exists() for name in EVIDENCE) else None
+    folder = models[title]
+    other = next((item for item in models.items() if item[0] != title), (title, folder))
+    return _claims(title, folder, *other) if all((folder / name).exists() for name in EVIDENCE) else None

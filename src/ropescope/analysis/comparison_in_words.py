@@ -20,7 +20,7 @@ from ropescope.base.facts import listed, other_model, other_weights
 from ropescope.base.selections import BANDS, LEAST_PAIRS, PAPER, PERIODIC, VARIABLE_LABELS
 from ropescope.base.statistics import ESTIMATE
 from ropescope.base.tables import Section, Table
-from ropescope.measurement.results import provenance, stream_data, wavelength
+from ropescope.measurement.results import provenance, short_name, stream_data, wavelength
 from ropescope.measurement.summary import format_tokens
 
 _FACTS = {
@@ -173,7 +173,7 @@ def _fact(result: xr.DataTree, name: str) -> str:
         return f"{corpus} ({content[:_DIGEST]})" if content else corpus
     group, key = _FACTS[name]
     given: Any = provenance(result).get(group, {}).get(key)
-    return "-" if given is None else str(given)
+    return "-" if given is None else short_name(given) if name == "model" else str(given)
 
 
 def _corpus(result: xr.DataTree) -> tuple[str, str]:

@@ -15,7 +15,7 @@ Content = TypeVar("Content")
 def model_name(content: Any) -> str:
     """The label that a content was given, else its model without the way to it; empty where neither is known."""
     label = content.attrs.get(_LABEL)
-    return str(label or short_name(provenance(content).get("model", {}).get("id")).removesuffix(".gguf"))
+    return str(label or short_name(provenance(content).get("model", {}).get("id")))
 
 
 def labelled(content: Content, label: str) -> Content:

@@ -54,8 +54,13 @@ def provenance(result: xr.DataTree) -> dict[str, Any]:
 
 
 def short_name(name: str | None) -> str:
-    """What to call a model or text: a hub name as it is, a file or folder without the way to it."""
-    return PurePath(name).name if name and PurePath(name).is_absolute() else name or ""
+    """What to call a model or text: a hub name as it is, what can only be a file or folder without the way to it."""
+    if not name:
+        return ""
+    path = PurePath(name)
+    if path.suffix == ".gguf":
+        return path.stem
+    return path.name if path.is_absolute() or name.startswith((".", "~")) else name
 
 
 def stream_data(result: xr.DataTree, stream: str) -> xr.Dataset:

@@ -17,7 +17,7 @@ from ropescope.base.errors import InputError
 from ropescope.cli import app
 from ropescope.evaluation.claims.arms import LOUD, contexts
 from ropescope.evaluation.claims.evidence import gathered
-from ropescope.evaluation.claims.findings import CANNOT, FAILS, HOLDS, VERDICTS, above, below, inside, judged
+from ropescope.evaluation.claims.findings import CANNOT, FAILS, HOLDS, VERDICTS, Finding, above, below, inside, judged
 from ropescope.evaluation.claims.judging import claims, claims_by_model
 from ropescope.evaluation.claims.table import CLAIMS
 from ropescope.measurement.red_noise import _red, rhythm_of_red_noise
@@ -208,6 +208,27 @@ def test_what_would_settle_it_asks_for_more_windows_than_there_were() -> None:
     assert settles("text-does-not-matter", measurement(RUN)).endswith(" --corpus c4")
     few = [measurement(RUN, corpus=corpus).isel(sequence=[0, 1, 2]) for corpus in ("wikitext", "c4")]
     assert settles("text-does-not-matter", *few).endswith(" --count 8 --corpus c4")
+
+
+@pytest.mark.parametrize("lost", [1, 3, 6])
+def test_as_many_more_documents_as_are_advised_settle_it(lost: int) -> None:
+    plain = RIGHT[1400:1600]
+    changed = [0.0] * lost + plain[lost:]
+
+    def unchanged(times: int) -> Finding:
+        return claims(of(tasks(plain * times, changed * times)))["tasks-are-unchanged"]
+
+    found = unchanged(1)
+    assert found.verdict == "cannot be said"
+    [times] = map(int, re.findall(r"about (\d+) times as many documents", found.reason))
+    assert times > 1
+    assert unchanged(times + 1).verdict == ("holds" if lost / len(plain) < 0.02 else "fails")
+
+
+def test_no_number_of_documents_is_advised_at_the_edge_of_the_margin() -> None:
+    found = claims(of(tasks(RIGHT[:100], RIGHT[:98] + [0.0] * 2)))["tasks-are-unchanged"]
+    assert "times as many" not in found.reason
+    assert found.settles.startswith("more documents: ropescope tasks")
 
 
 class TestRules:

@@ -6,7 +6,9 @@ import json
 
 import pytest
 
+from ropescope.analysis.comparison_in_words import same_places
 from ropescope.base.errors import InputError
+from ropescope.evaluation.claims.judging import claims
 from ropescope.measurement.names import called, labelled, model_name, names_of
 from ropescope.measurement.results import provenance
 from synthetic import synthetic_result
@@ -24,6 +26,27 @@ def made(model="org/model", corpus="wikitext", length=512):
 def test_different_models_are_called_by_their_names_without_the_way_to_them():
     found = names_of({"q": made("/folder/models/gemma-3-270m"), "r": made("/folder/m.gguf"), "s": made("org/name")})
     assert list(found.values()) == ["gemma-3-270m", "m", "org/name"]
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ("org/model", "org/model"),
+        ("/folder/model", "model"),
+        ("../models/model", "model"),
+        ("./model", "model"),
+        ("~/models/model", "model"),
+        ("../../models/model-Q4_K_M.gguf", "model-Q4_K_M"),
+        ("models/model-0.5b.gguf", "model-0.5b"),
+        ("model-0.5b", "model-0.5b"),
+    ],
+)
+def test_what_can_only_be_a_path_is_left_out_of_every_name(given: str, name: str) -> None:
+    result = made(given)
+    assert model_name(result) == name
+    assert f" claims on {name}, " in claims({"it": result}).summary()
+    (section,) = same_places({"it": result, "other": made(given, corpus="c4")})
+    assert ["model", name, name] in [list(row) for row in section.tables[0].rows]
 
 
 def test_one_model_on_two_texts_is_called_by_the_text_and_of_two_lengths_with_the_length():

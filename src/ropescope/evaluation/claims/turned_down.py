@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import xarray as xr
@@ -15,6 +16,7 @@ from ropescope.evaluation.claims.findings import (
     CANNOT,
     Control,
     Finding,
+    Test,
     above,
     below,
     inside,
@@ -33,6 +35,8 @@ from ropescope.measurement.results import stream_data
 # Perplexity that changes by less, in percent, has not changed; a score, in points.
 PERPLEXITY_MARGIN = 100 * MARGIN
 SCORE_MARGIN = 2.0
+# More documents than that many times those that were scored are not advised.
+_MOST_DOCUMENTS = 100
 _TABLE_1 = "table1"
 _SCORES = ("acc_norm", "acc", "exact_match")
 
@@ -116,13 +120,21 @@ def tasks_are_unchanged(evidence: Evidence) -> Finding:
         )
         for row in rows
     ]
-    widest = max((100 * (row.difference.high - row.difference.low) for row in rows if row.difference), default=math.nan)
     found = judged(tests, settles=f"more documents: {settles} without --limit")
-    if found.verdict == CANNOT and not math.isnan(widest):
-        more = math.ceil((widest / 2 / SCORE_MARGIN) ** 2)
-        remark = f"The widest interval spans {widest:.1f} points; about {more} times as many documents would settle it."
-        return judged(tests, settles=found.settles, remark=remark)
-    return found
+    if found.verdict != CANNOT or not (more := _more_documents(tests)):
+        return found
+    return judged(
+        tests, found.settles, f"If the differences stay, about {more} times as many documents would settle it."
+    )
+
+
+def _more_documents(tests: Sequence[Test]) -> int | None:
+    """Times the documents that decide every open test, as intervals shrink with their root; None: too many to try."""
+    undecided = [test for test in tests if test.verdict == CANNOT]
+    widths = np.array([(test.high - test.low) / 2 for test in undecided])
+    spare = np.abs(SCORE_MARGIN - np.abs([test.value for test in undecided]))
+    times = np.max((widths / np.maximum(spare, 1e-9)) ** 2)
+    return math.ceil(times) if times <= _MOST_DOCUMENTS else None
 
 
 def bands_hold_importance(evidence: Evidence) -> Finding:
