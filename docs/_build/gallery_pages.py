@@ -266,7 +266,10 @@ def _verdicts(models: dict[str, Path]) -> Iterator[str]:
         "The claims of Oka and others were made of the four models above; a verdict here speaks of the model in its "
         "column alone."
     )
-    for title, rows in _by_agreement([verdicts.findings for verdicts in found.values()]).items():
+    parted = _by_agreement([verdicts.findings for verdicts in found.values()])
+    counted = ", ".join(f"{title[0].lower()}{title[1:]}: {len(rows)}" for title, rows in parted.items())
+    yield f"Of {sum(map(len, parted.values()))} claims, {counted}."
+    for title, rows in parted.items():
         if rows:
             yield f"### {title}"
             yield Table(["claim", "source", *found], rows, words=True).markdown()

@@ -12,10 +12,12 @@ from matplotlib.figure import Figure
 
 import ropescope as rs
 from checkout import ROOT
-from planted import RUN, frontier, importance, measurement, sweep, tasks
+from planted import RUN, frontier, importance, look, measurement, sweep, tasks
 from ropescope.cli import app, main
+from ropescope.evaluation.claims.behaviour_dataset import BEHAVIOUR
 from ropescope.evaluation.claims.findings import CANNOT, FAILS, HOLDS, Claim, Finding
 from ropescope.evaluation.claims.sources import FREQUENCY_ENTROPY
+from ropescope.evaluation.claims.table import CLAIMS
 from ropescope.evaluation.frontier.dataset import FRONTIER
 from ropescope.evaluation.sweep.dataset import SWEEP
 from ropescope.evaluation.sweep.in_words import findings
@@ -75,6 +77,7 @@ def test_pages_say_what_the_files_hold_and_leave_out_what_is_not_there(
     SWEEP.save(bands, full / "sweep.nc")
     TASKS.save(tasks([1.0, 0.0] * 50, [1.0, 0.0] * 49 + [0.0, 0.0]), full / "tasks.nc")
     FRONTIER.save(frontier(), full / "thin.nc")
+    BEHAVIOUR.save(look(), full / "look.nc")
     rs.save(measurement(RUN, corpus="c4"), full / "c4.nc")
     rs.save(measurement(RUN, length=8192), full / "long.nc")
     monkeypatch.chdir(full)
@@ -103,6 +106,8 @@ def test_pages_say_what_the_files_hold_and_leave_out_what_is_not_there(
     assert "| none | - | falls" in lines["| perplexity without periodic pairs"]
     assert lines["| HellaSwag"].startswith("| HellaSwag | -1.00 [") and "100 documents | - |" in lines["| HellaSwag"]
     assert all(sentence in pages["full"] for sentence in findings(bands))
+    assert f"Of {len(CLAIMS)} claims on Full, " in pages["full"] and "claims on" not in pages["bare"]
+    assert f"Of {len(CLAIMS)} claims, the same in every model: " in pages["index"]
 
 
 def test_claims_stand_under_what_they_come_to_over_the_models(gallery: ModuleType) -> None:
