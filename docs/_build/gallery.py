@@ -26,17 +26,29 @@ FOLDER = ROOT / "gallery"
 
 @dataclass(frozen=True)
 class Model:
-    """A trained model of the gallery: its short name, its own, and where it comes from, seen from its folder."""
+    """A trained model of the gallery.
+
+    Parameters
+    ----------
+    name, title
+        The name of its folder and page, and its own.
+    source
+        Where it comes from, seen from its folder.
+    looked
+        Tokens of the windows in which it is looked at for the claims: a quarter of its context, as the claim on pairs
+        past the band asks, where hours allow it.
+    """
 
     name: str
     title: str
     source: str
+    looked: int = 1024
 
 
 MODELS = {
     model.name: model
     for model in (
-        Model("smollm2", "SmolLM2-135M-Instruct", "builtin"),
+        Model("smollm2", "SmolLM2-135M-Instruct", "builtin", looked=2048),
         Model("gemma3", "Gemma-3-270M", "../../models/gemma-3-270m-Q4_K_M.gguf"),
         Model("qwen25", "Qwen2.5-Coder-0.5B-Instruct", "../../models/qwen2.5-coder-0.5b-instruct-Q4_K_M.gguf"),
     )
@@ -72,7 +84,7 @@ def steps(model: Model, texts: Texts) -> dict[str, list[str]]:
     alphas = ("--alphas", "0", "0.5", "--control-alphas", "0")
     judged = (*texts.judged, "--length", "512", "--count", "8")
     measured = ["wikitext.nc", "c4.nc", "long.nc", "worth.nc", "sweep.nc", "tasks.nc"]
-    looked = ("--model", source, *texts.judged, "--length", "1024", "--count", "5", "--look", "look.nc")
+    looked = ("--model", source, *texts.judged, "--length", str(model.looked), "--count", "5")
     return {
         "inspect": ["inspect", source, "--dtype", "float32"],
         "wikitext": ["measure", source, *texts.measured, "--count", "8", *plain, "wikitext.nc"],
@@ -90,7 +102,10 @@ def steps(model: Model, texts: Texts) -> dict[str, list[str]]:
             *("--keep", "0.75", "0.5", "0.25", "--method", "latent", "--baselines", "norm-product"),
             *("--result", "wikitext.nc", *plain, "thin.nc"),
         ],
-        "claims": ["claims", *measured, *looked, "--dtype", "float32", "--format", "markdown", "--output", "claims.md"],
+        "claims": [
+            *("claims", *measured, *looked, "--look", "look.nc", "--dtype", "float32"),
+            *("--format", "markdown", "--output", "claims.md"),
+        ],
         "same-places": [
             *("compare", "wikitext.nc", "c4.nc", "long.nc", "--label", "WikiText", "C4", "long WikiText"),
             *("--output-dir", "same-places"),
