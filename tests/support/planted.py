@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import xarray as xr
 
+from ropescope.base.strengths import WEIGHTING
 from ropescope.evaluation.claims.arms import (
     FAST_OFF,
     FAST_STILL,
@@ -87,7 +88,15 @@ def measurement(
     return result
 
 
-def sweep(name: str, selected: float, random: float, *, windows: int = 12, noise: float = 1e-3) -> xr.Dataset:
+def sweep(
+    name: str,
+    selected: float,
+    random: float,
+    *,
+    windows: int = 12,
+    noise: float = 1e-3,
+    intervention: str = WEIGHTING,
+) -> xr.Dataset:
     """Nats per token 3; at alpha 0 the selection and two random arms add what is given, with noise over windows."""
     draw = np.random.default_rng(0)
     arms = {"selection": selected, "random-0": random, "random-1": random}
@@ -102,10 +111,12 @@ def sweep(name: str, selected: float, random: float, *, windows: int = 12, noise
     }
     places = {"selection": [name], "arm": list(arms), "alpha": [0.0, 1.0], "stream": ["query", "key"]}
     model = {"id": "synthetic/tiny-irope", "fingerprint": "0" * 16}
-    return labelled(variables, places, {"model": model, "intervention": "ropescope.weighted_rope"})
+    return labelled(variables, places, {"model": model, "intervention": intervention})
 
 
-def tasks(plain: Sequence[float], weighted: Sequence[float], selection: str = "table1") -> xr.Dataset:
+def tasks(
+    plain: Sequence[float], weighted: Sequence[float], selection: str = "table1", intervention: str = WEIGHTING
+) -> xr.Dataset:
     """One task, with whether each document is right."""
     facts = {"filter": "none", "stderr": 0.01, "members": (), "shots": 0, "version": "1", "higher_is_better": True}
     sides = {"plain": plain, f"{selection} at 0.1": weighted}
@@ -122,7 +133,8 @@ def tasks(plain: Sequence[float], weighted: Sequence[float], selection: str = "t
         ]
         for arm, right in sides.items()
     }
-    provenance = {"model": {"id": "synthetic/tiny-irope", "fingerprint": "0" * 16}, "failed": {}}
+    model = {"id": "synthetic/tiny-irope", "fingerprint": "0" * 16}
+    provenance = {"model": model, "failed": {}, "intervention": intervention}
     return labelled_tasks({"plain": ("plain", 1.0), f"{selection} at 0.1": (selection, 0.1)}, cells, provenance)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from ropescope.base.errors import InputError
+from ropescope.base.strengths import is_weighting, strength_of
 from ropescope.measurement.results import provenance, short_name, text_of
 
 _LABEL = "label"
@@ -46,8 +47,9 @@ def names_of(contents: Mapping[str, Any], labels: Sequence[str] = (), *, text: b
     Returns
     -------
     dict
-        The name by key: the model; where all are of one, the text, with the length of its windows where that is
-        needed; of several models the text beside the model; the key where no name tells them apart.
+        The name by key: the model; where all are of one, the text, with what was done to pairs and the length of its
+        windows where that is needed; of several models the text beside the model; the key where no name tells them
+        apart.
 
     Raises
     ------
@@ -57,8 +59,8 @@ def names_of(contents: Mapping[str, Any], labels: Sequence[str] = (), *, text: b
     if labels:
         return _labels(list(contents), labels)
     models = {model_name(each) for each in contents.values()}
-    parts: list[Callable[[Any], str]] = [model_name, text_of, _length]
-    ways = [parts[:2], parts] if text or len(models) > 1 else [parts[1:2], parts[1:]]
+    parts: list[Callable[[Any], str]] = [model_name, text_of, _changed, _length]
+    ways = [parts[:2], parts[:3], parts] if text or len(models) > 1 else [parts[1:2], parts[1:3], parts[1:]]
     for way in ways if text else [parts[:1], *ways]:
         names = {key: ", ".join(filter(None, (part(each) for part in way))) for key, each in contents.items()}
         if all((*models, *names.values())) and len(set(names.values())) == len(names):
@@ -84,6 +86,11 @@ def _labels(keys: Sequence[str], labels: Sequence[str]) -> dict[str, str]:
     if twice := [label for label in labels if list(labels).count(label) > 1]:
         raise InputError(f"got the label {twice[0]!r} twice for files of one kind; give each its own")
     return dict(zip(keys, labels, strict=True))
+
+
+def _changed(content: Any) -> str:
+    facts = provenance(content)
+    return "" if is_weighting(facts) else strength_of(facts).name
 
 
 def _length(content: Any) -> str:

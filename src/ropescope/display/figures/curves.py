@@ -9,8 +9,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ropescope.base.errors import InputError
+from ropescope.base.strengths import strength_of
 from ropescope.display.figures.style import colours, draw_nothing
-from ropescope.evaluation.sweep.dataset import ALPHA, ARM, LOWEST, RANDOM, SELECTION, STREAM
+from ropescope.evaluation.sweep.dataset import ALPHA, ARM, LOWEST, RANDOM, SELECTION, STREAM, SWEEP
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -54,6 +55,8 @@ def sweep_curves(sweeps: Mapping[str, xr.Dataset]) -> Figure:
     for label, data in sweeps.items():
         if [str(name) for name in data[SELECTION].values] != names:
             raise InputError(f"sweep {label!r} has selections {data[SELECTION].values.tolist()}, the first has {names}")
+    strengths = {strength_of(SWEEP.provenance(data)).name for data in sweeps.values()}
+    strength = strengths.pop() if len(strengths) == 1 else "alpha"
     figure = Figure(figsize=(1 + 3.2 * len(names), 4.0), layout="constrained")
     panels = figure.subplots(1, len(names), squeeze=False)[0]
     for axes, name in zip(panels, names, strict=True):
@@ -66,7 +69,7 @@ def sweep_curves(sweeps: Mapping[str, xr.Dataset]) -> Figure:
         for (label, data), colour in zip(drawn.items(), colours(len(sweeps)), strict=True):
             if data["selected_pairs"].any():
                 _draw(axes, data, label, colour)
-        axes.set_xlabel("alpha")
+        axes.set_xlabel(strength)
         values = np.concatenate([data["perplexity"].sel({SELECTION: name}).values.ravel() for data in sweeps.values()])
         if np.nanmax(values) > 5 * np.nanmin(values):
             axes.set_yscale("log")

@@ -120,11 +120,14 @@ def _digest(script: str) -> str:
 
 
 def _sweep_section(name: str, data: xr.Dataset) -> Section:
+    from ropescope.base.strengths import strength_of
     from ropescope.evaluation.sweep.changes import effect_table
+    from ropescope.evaluation.sweep.dataset import SWEEP
     from ropescope.evaluation.sweep.in_words import findings
 
     table = replace(effect_table(data), title="Perplexity of every selection and strength, with 95 % intervals")
-    return Section(f"Turning pairs down: {name}", tuple(findings(data)), (table,))
+    title = strength_of(SWEEP.provenance(data)).title
+    return Section(f"{title}: {name}", tuple(findings(data)), (table,))
 
 
 def _contents(sweeps: Sequence[Section], sections: Sequence[Section]) -> list[tuple[str, str]]:

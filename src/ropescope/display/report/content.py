@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import xarray as xr
 from ropescope.base.axes import BIN, HEAD_AXIS, HEAD_NAMES, LAYER, PAIR, POSITION, SEQUENCE, STREAM_NAMES, STREAMS
 from ropescope.base.counting import counted
 from ropescope.base.selections import PAPER, SCALES, SILENT, VARIABLE_LABELS, Selection
+from ropescope.base.strengths import strength_of
 from ropescope.display.report.encoding import (
     ABSENT,
     BYTE_MISSING,
@@ -26,7 +27,7 @@ from ropescope.display.report.encoding import (
     encode_norms,
     packed,
 )
-from ropescope.evaluation.sweep.dataset import ALPHA, ARM, LOWEST_NORM, RANDOM, SELECTION, STREAM
+from ropescope.evaluation.sweep.dataset import ALPHA, ARM, LOWEST_NORM, RANDOM, SELECTION, STREAM, SWEEP
 from ropescope.measurement.heads import default_heads
 from ropescope.measurement.reference_lines import constant_entropy, noise_entropy
 from ropescope.measurement.results import (
@@ -106,7 +107,8 @@ def result_content(result: xr.DataTree, name: str, number: int) -> tuple[dict[st
 
 def sweep_content(data: xr.Dataset) -> list[dict[str, Any]]:
     """Perplexity over alpha of every selection of a sweep, and of its controls; null where one was not asked for."""
-    return [_selection_content(data.sel({SELECTION: name})) for name in data[SELECTION].values]
+    strength = asdict(strength_of(SWEEP.provenance(data)))
+    return [{"strength": strength} | _selection_content(data.sel({SELECTION: name})) for name in data[SELECTION].values]
 
 
 def page_content(results: Sequence[dict[str, Any]], sweeps: Sequence[list[dict[str, Any]]]) -> dict[str, Any]:

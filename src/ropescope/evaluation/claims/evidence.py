@@ -10,12 +10,11 @@ from ropescope.analysis.comparability import differences
 from ropescope.analysis.comparison_in_words import one_text
 from ropescope.base.errors import InputError
 from ropescope.base.facts import other_model, other_weights
+from ropescope.base.strengths import is_weighting
 from ropescope.evaluation.claims.behaviour_dataset import BEHAVIOUR
 from ropescope.evaluation.importance_validation import VALIDATION
 from ropescope.evaluation.sweep.dataset import SWEEP
 from ropescope.evaluation.tasks.dataset import TASKS
-from ropescope.interventions.derotation import rotation_kept
-from ropescope.interventions.protocol import intervention_name
 from ropescope.measurement.results import IMPORTANCE, SCHEMA, provenance, window_length
 
 if TYPE_CHECKING:
@@ -80,10 +79,15 @@ class Evidence:
         )
         return max(others, key=lambda item: bool(first is not None and differences(first, item[1])), default=None)
 
-    def swept(self, derotated: bool = False) -> list[xr.Dataset]:
-        """Sweeps of a weighting, or of derotation."""
-        turned = intervention_name(rotation_kept)
-        return [data for data in self.sweeps if (SWEEP.provenance(data).get("intervention") == turned) == derotated]
+    @property
+    def weighted_sweeps(self) -> list[xr.Dataset]:
+        """Sweeps that turned pairs down, and did not take their rotation away or change them otherwise."""
+        return [data for data in self.sweeps if is_weighting(SWEEP.provenance(data))]
+
+    @property
+    def weighted_tasks(self) -> list[xr.Dataset]:
+        """Scores of tasks with pairs turned down, and not changed otherwise."""
+        return [data for data in self.tasks if is_weighting(TASKS.provenance(data))]
 
     def _other(self, differs: Callable[[xr.DataTree, xr.DataTree], bool], same_length: bool) -> Named | None:
         first = self.measured

@@ -103,10 +103,10 @@ def periodic_are_redundant(evidence: Evidence) -> Finding:
 def tasks_are_unchanged(evidence: Evidence) -> Finding:
     """Scores with table 1's pairs turned down minus those of the plain model, in points: all inside the margin."""
     settles = f"ropescope tasks {evidence.model} RESULT.nc --select table1 --alpha 0.1"
-    if not evidence.tasks:
+    if not evidence.weighted_tasks:
         return unknown("No scores of tasks were given.", settles)
     asked = (_TABLE_1, NAMED[_TABLE_1])
-    rows = [row for data in evidence.tasks for row in _scores(data) if row.selection in asked]
+    rows = [row for data in evidence.weighted_tasks for row in _scores(data) if row.selection in asked]
     if not rows:
         return unknown("No tasks were run with the pairs of the paper's table 1 turned down.", settles)
     tests = [
@@ -188,7 +188,7 @@ def _swept(evidence: Evidence, selection: Selection) -> tuple[tuple[xr.Dataset, 
     """A sweep with the selection and random controls, its strongest weighting and what it calls the selection."""
     settles = _sweeping(evidence, selection)
     lacking = unknown(f"No sweep of {selection.plural} was given.", settles)
-    for data in evidence.swept():
+    for data in evidence.weighted_sweeps:
         recorded = SWEEP.provenance(data).get("selections", {})
         for name in map(str, data[SELECTION].values):
             known = {name, str(recorded.get(name, {}).get("selection"))}

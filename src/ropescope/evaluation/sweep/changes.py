@@ -8,6 +8,7 @@ import numpy as np
 import xarray as xr
 
 from ropescope.base.statistics import ESTIMATE, ESTIMATES, nats_difference
+from ropescope.base.strengths import strength_of
 from ropescope.base.tables import Format, Table, csv_text, in_format
 from ropescope.evaluation.sweep.dataset import ALPHA, ARM, LOWEST, RANDOM, SELECTION, SWEEP
 
@@ -98,7 +99,8 @@ def effect_table(data: xr.Dataset) -> Table:
 
 def _table(data: xr.Dataset, changes: xr.Dataset) -> Table:
     names = [f"against {control}" for control in changes[CONTROL].values]
-    header = ["selection", "pairs", "alpha", "perplexity", "change", *names]
+    strength = strength_of(SWEEP.provenance(data)).name
+    header = ["selection", "pairs", strength, "perplexity", "change", *names]
     return Table(header, [_written(data, row) for row in _rows(data, changes)])
 
 

@@ -6,8 +6,9 @@ import math
 from typing import TYPE_CHECKING
 
 from ropescope.base.statistics import ESTIMATE, LEAST_WINDOWS
+from ropescope.base.strengths import strength_of
 from ropescope.evaluation.sweep.changes import ALL_RANDOM, CONTROL, change
-from ropescope.evaluation.sweep.dataset import ALPHA, ARM, LOWEST, SELECTION, STREAM, WINDOW
+from ropescope.evaluation.sweep.dataset import ALPHA, ARM, LOWEST, SELECTION, STREAM, SWEEP, WINDOW
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -48,7 +49,7 @@ def _finding(data: xr.Dataset, changes: xr.Dataset, name: str) -> str:
     perplexity = data["perplexity"].sel({SELECTION: name, ARM: "selection"})
     before, after = (float(perplexity.sel({ALPHA: place})) for place in (1.0, alpha))
     does = change_of(changes["nats_change"].sel({**at, ARM: "selection"}), before, after)
-    parts = [f"{subject}: alpha {alpha:g} {does}"]
+    parts = [f"{subject}: {strength_of(SWEEP.provenance(data)).subject} {alpha:g} {does}"]
     for control in changes[CONTROL].values:
         other = before + float(changes["perplexity_change"].sel({**at, ARM: control, ESTIMATE: "value"}))
         if not math.isnan(other):

@@ -12,6 +12,7 @@ import numpy as np
 import xarray as xr
 
 from ropescope.base.errors import InputError, did_you_mean
+from ropescope.base.strengths import strength_of
 from ropescope.base.tables import Section, Table, csv_text
 from ropescope.evaluation.tasks.dataset import ALPHA, ARM, FILTER, METRIC, PLAIN, SCORE, SELECTION, TASK, TASKS
 from ropescope.evaluation.tasks.paired_tests import Difference, binary_difference, bootstrap_difference
@@ -158,7 +159,8 @@ def tasks_section(data: xr.Dataset, name: str = "") -> Section:
 def _written_table(data: xr.Dataset, rows: Sequence[Row]) -> Table:
     """Rows of groups and of tasks that are in no group."""
     inside = {name for members in data["members"].values for name in str(members).split()}
-    header = ["task", "metric", "documents", "selection", "alpha", "plain", "changed", "difference", "p", "verdict"]
+    strength = strength_of(TASKS.provenance(data)).name
+    header = ["task", "metric", "documents", "selection", strength, "plain", "changed", "difference", "p", "verdict"]
     return Table(header, [_written(row) for row in rows if row.task not in inside])
 
 

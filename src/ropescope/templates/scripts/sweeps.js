@@ -27,7 +27,7 @@ function drawSweep(id) {
     y_axis_type: "log",
     x_range: [-0.03, 1.03],
     y_range: sweepRange(data),
-    xLabel: "alpha",
+    xLabel: data.strength.name,
     yLabel: "perplexity",
     min_border_left: 56,
   });
@@ -80,5 +80,5 @@ function describeAlpha(data, x) {
   ]
     .filter(([name]) => data[name][place] !== null)
     .map(([name, words]) => `${words} ${data[name][place]}`);
-  return `alpha ${data.alphas[place]}\n${said.join("\n")}`;
+  return `${data.strength.subject} ${data.alphas[place]}\n${said.join("\n")}`;
 }
