@@ -114,7 +114,10 @@ def steps(model: Model, texts: Texts) -> dict[str, list[str]]:
             *("figures", "wikitext.nc", "sweep.nc", "thin.nc", "--label", *(model.title,) * 3),
             *("--importance", "worth.nc", "--output-dir", "figures"),
         ],
-        "report": ["report", *measured, "look.nc", "thin.nc", "--output", "report.html", "--overwrite"],
+        "report": [
+            *("report", *measured, "derotated.nc", "look.nc", "thin.nc"),
+            *("--output", "report.html", "--overwrite"),
+        ],
     }
 
 
