@@ -142,6 +142,10 @@ def _side_by_side(models: dict[str, Path]) -> Iterator[str]:
             for stream in STREAMS
         },
         **{
+            f"perplexity without the rotation of {_word(name)}": _changed(name, "derotated.nc")
+            for name in ("bands", "spectrum-outliers")
+        },
+        **{
             f"perplexity with keys of {plan}": _thin(plan)
             for plan in ("latent 0.75", "latent 0.5", "latent 0.25", "norm-product 0.5")
         },
@@ -155,7 +159,7 @@ def _side_by_side(models: dict[str, Path]) -> Iterator[str]:
         "and periodic pairs at alpha 0.1."
     )
     beside = {
-        **{f"perplexity without {_word(name)}": (_turned_down(name), _IN_THE_PAPER[name]) for name in PAPER},
+        **{f"perplexity without {_word(name)}": (_changed(name, "sweep.nc"), _IN_THE_PAPER[name]) for name in PAPER},
         "HellaSwag": (_asked, _IN_THE_PAPER["hellaswag"]),
     }
     entries = [
@@ -214,9 +218,9 @@ def _area(score: str, stream: str) -> Callable[[Path], str]:
     return of
 
 
-def _turned_down(name: str) -> Callable[[Path], str]:
+def _changed(name: str, file: str) -> Callable[[Path], str]:
     def of(folder: Path) -> str:
-        data = _opened(folder / "sweep.nc")
+        data = _opened(folder / file)
         if name not in data["selection"] or not int(data["selected_pairs"].sel(selection=name).sum()):
             return "none"
         factor = np.exp(_ends(change(data)["nats_change"].sel(selection=name, alpha=0, arm="selection")))

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 import ropescope as rs
 from checkout import ROOT
 from planted import RUN, frontier, importance, look, measurement, sweep, tasks
+from ropescope.base.strengths import DEROTATION
 from ropescope.cli import app, main
 from ropescope.evaluation.claims.behaviour_dataset import BEHAVIOUR
 from ropescope.evaluation.claims.findings import CANNOT, FAILS, HOLDS, Claim, Finding
@@ -75,6 +76,7 @@ def test_pages_say_what_the_files_hold_and_leave_out_what_is_not_there(
         rs.save(result, folder / "wikitext.nc")
     rs.save(importance(RUN, 50.0), full / "worth.nc")
     SWEEP.save(bands, full / "sweep.nc")
+    SWEEP.save(sweep("bands", 0.5, 0.1, intervention=DEROTATION), full / "derotated.nc")
     TASKS.save(tasks([1.0, 0.0] * 50, [1.0, 0.0] * 49 + [0.0, 0.0]), full / "tasks.nc")
     FRONTIER.save(frontier(), full / "thin.nc")
     BEHAVIOUR.save(look(), full / "look.nc")
@@ -103,6 +105,10 @@ def test_pages_say_what_the_files_hold_and_leave_out_what_is_not_there(
     assert lines["| query importance in bands, %"].endswith("| - |")
     assert lines["| perplexity without bands"].startswith("| perplexity without bands | +171.8 % [")
     assert lines["| perplexity without bands"].endswith("| - | rises in all four |")
+    assert lines["| perplexity without the rotation of bands"].startswith(
+        "| perplexity without the rotation of bands | +64.9 % ["
+    )
+    assert "## Pairs without their rotation" in pages["full"] and "rotation at 0 raises perplexity" in pages["full"]
     assert "| none | - | falls" in lines["| perplexity without periodic pairs"]
     assert lines["| HellaSwag"].startswith("| HellaSwag | -1.00 [") and "100 documents | - |" in lines["| HellaSwag"]
     assert all(sentence in pages["full"] for sentence in findings(bands))
