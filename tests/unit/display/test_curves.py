@@ -9,6 +9,7 @@ import xarray as xr
 from ropescope.base.errors import InputError
 from ropescope.display.figures.curves import sweep_curves
 from ropescope.evaluation.sweep.dataset import labelled
+from ropescope.evaluation.sweep.in_words import findings
 
 ALPHAS = [0.0, 0.5, 1.0]
 ARMS = ["selection", "random-0", "random-1", "lowest-norm"]
@@ -52,7 +53,9 @@ def test_controls_are_markers_where_they_were_judged_and_no_lines_between():
     assert lowest.get_linestyle() == "None" and lowest.get_marker() == "v"
     (random,) = axes.containers
     assert random.get_label() == "small, random pairs" and random.lines[0].get_linestyle() == "None"
-    np.testing.assert_allclose(random.lines[0].get_xydata(), [[0, 23]])
+    # what the table says of the random pairs: their mean in nats
+    np.testing.assert_allclose(random.lines[0].get_xydata(), [[0, np.sqrt(22 * 24)]])
+    assert f"random pairs ({np.sqrt(22 * 24):.4g})" in findings(a_sweep())[1]
     np.testing.assert_allclose(random.lines[2][0].get_segments(), [[[0, 22], [0, 24]]])
 
 

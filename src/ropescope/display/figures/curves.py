@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from ropescope.base.errors import InputError
 from ropescope.base.strengths import strength_of
 from ropescope.display.figures.style import colours, draw_nothing
+from ropescope.evaluation.sweep.changes import mean_perplexity
 from ropescope.evaluation.sweep.dataset import ALPHA, ARM, LOWEST, RANDOM, SELECTION, STREAM, SWEEP
 
 if TYPE_CHECKING:
@@ -22,8 +23,9 @@ def sweep_curves(sweeps: Mapping[str, xr.Dataset]) -> Figure:
     """Draw perplexity over alpha: a panel for each selection, a line for each model, its controls behind.
 
     The panels have scales of their own, logarithmic where one spans more than a factor of five. Controls are markers at
-    the strengths they were judged at: squares are the mean of the random ones, their bars reach from the lowest to the
-    highest, triangles are the controls of lowest norm or importance. A selection without pairs is an empty panel.
+    the strengths they were judged at: squares are the mean loss of the random ones, their bars reach from the lowest
+    to the highest, triangles are the controls of lowest norm or importance. A selection without pairs is an
+    empty panel.
 
     Parameters
     ----------
@@ -86,7 +88,7 @@ def _draw(axes: Axes, data: xr.Dataset, label: str, colour: str) -> None:
     random = perplexity.isel({ARM: [i for i, arm in enumerate(arms) if arm.startswith(RANDOM)]})
     asked = random.sel({ALPHA: random[ALPHA] < 1}).dropna(ALPHA, how="all")
     if asked.size:
-        mean = asked.mean(ARM)
+        mean = mean_perplexity(asked)
         bars = (mean - asked.min(ARM), asked.max(ARM) - mean)
         axes.errorbar(asked[ALPHA], mean, bars, color=colour, fmt="s", ms=4, capsize=3, label=f"{label}, random pairs")
     for arm, marker in zip(LOWEST, ("v", "^"), strict=True):

@@ -27,6 +27,7 @@ from ropescope.display.report.encoding import (
     encode_norms,
     packed,
 )
+from ropescope.evaluation.sweep.changes import mean_perplexity
 from ropescope.evaluation.sweep.dataset import ALPHA, ARM, LOWEST_NORM, RANDOM, SELECTION, STREAM, SWEEP
 from ropescope.measurement.heads import default_heads
 from ropescope.measurement.reference_lines import constant_entropy, noise_entropy
@@ -225,10 +226,10 @@ def _selection_content(data: xr.Dataset) -> dict[str, Any]:
         "count": counted(pairs, "pair") if pairs else "no such pairs",
         "alphas": data[ALPHA].values.tolist(),
         "selected": _numbers(perplexity.sel({ARM: SELECTION})),
-        "random_mean": _numbers(random.mean(ARM)),
+        "random_mean": _numbers(mean_perplexity(random)),
         "random_low": _numbers(random.min(ARM)),
         "random_high": _numbers(random.max(ARM)),
-        "lowest_norm": _numbers(lowest.mean(ARM)),
+        "lowest_norm": _numbers(mean_perplexity(lowest)),
     }
 
 

@@ -104,6 +104,13 @@ def _table(data: xr.Dataset, changes: xr.Dataset) -> Table:
     return Table(header, [_written(data, row) for row in _rows(data, changes)])
 
 
+def mean_perplexity(arms: xr.DataArray) -> xr.DataArray:
+    """Perplexity of the mean loss over arms, as the table's, which is the geometric mean of theirs."""
+    nats: xr.DataArray = np.log(arms)  # type: ignore[assignment]
+    mean: xr.DataArray = np.exp(nats.mean(ARM))  # type: ignore[assignment]
+    return mean
+
+
 def _with_random(nats: xr.DataArray) -> xr.DataArray:
     """Add the mean of the random arms as an arm of its own."""
     seeds = [arm for arm in nats[ARM].values if str(arm).startswith(RANDOM)]

@@ -54,7 +54,7 @@ def _finding(data: xr.Dataset, changes: xr.Dataset, name: str) -> str:
         other = before + float(changes["perplexity_change"].sel({**at, ARM: control, ESTIMATE: "value"}))
         if not math.isnan(other):
             compared = comparison(changes["nats_against"].sel({**at, CONTROL: control}))
-            parts.append(f"{compared} with {CONTROLS[control]} ({other:.4g})")
+            parts.append(f"{compared} with {CONTROLS[control]} ({_number(other)})")
     few = f"; fewer than {LEAST_WINDOWS} windows give no intervals" if data.sizes[WINDOW] < LEAST_WINDOWS else ""
     return ", ".join(parts) + few
 
@@ -62,13 +62,17 @@ def _finding(data: xr.Dataset, changes: xr.Dataset, name: str) -> str:
 def change_of(interval: xr.DataArray, before: float, after: float) -> str:
     """What an interval of log ratios says of two perplexities."""
     low, high = (float(interval.sel({ESTIMATE: end})) for end in ("low", "high"))
-    numbers = f"from {before:.4g} to {after:.4g}"
+    numbers = f"from {_number(before)} to {_number(after)}"
     if low > 0 or high < 0:
         return f"{'raises' if low > 0 else 'lowers'} perplexity {numbers}"
     if low > -MARGIN and high < MARGIN:
         return f"keeps perplexity within {MARGIN:.0%} ({numbers})"
     unknown = "" if math.isnan(low) else ", which these windows cannot tell from no change"
     return f"takes perplexity {numbers}{unknown}"
+
+
+def _number(perplexity: float) -> str:
+    return f"{perplexity:.4g}" if perplexity < 10_000 else f"{perplexity:,.0f}"
 
 
 def comparison(interval: xr.DataArray) -> str:
