@@ -123,6 +123,15 @@ def test_a_map_of_importance_is_logarithmic_with_zero_as_dark_as_the_least(resul
     assert type(variable_map(result, "mean_norm").axes[0].images[0].norm).__name__ == "Normalize"
 
 
+def test_a_map_hatches_and_explains_where_no_head_has_a_value(result):
+    result = result.copy()
+    result["query"]["mean_norm"] = result["query"]["mean_norm"].where(result["query"]["pair"] > 0)
+    figure = variable_map(result, "mean_norm")
+    assert figure.axes[0].images[0].get_array().mask[:, 0].all()
+    assert figure.axes[0].images[0].get_cmap().get_bad()[3] == 0 and figure.axes[0].patch.get_hatch() == "/////"
+    assert "no head has a value" in [text.get_text() for text in figure.legends[0].get_texts()]
+
+
 @pytest.mark.slow
 def test_the_page_says_and_shows_what_importance_follows(result, worth, tmp_path: Path):
     page = rs.report({"tiny": result, "tiny worth": worth}, tmp_path / "page.html").read_text(encoding="utf-8")

@@ -9,6 +9,7 @@ import pytest
 import xarray as xr
 
 from drawn import columns, curve
+from planted import RUN, measurement
 from ropescope.analysis.comparability import noise_reference
 from ropescope.analysis.distributions import distributions
 from ropescope.analysis.places import localise
@@ -112,6 +113,16 @@ class TestBandsOverWavelength:
         figure = bands_over_wavelength(synthetic_result(), "tiny")
         assert figure.get_suptitle() == "tiny"
         assert [axes.get_title() for axes in columns(figure, 2)[0]] == ["bands among queries", "bands among keys"]
+
+    def test_octaves_in_which_a_layer_has_no_pair_are_hatched_and_explained(self):
+        missing = bands_over_wavelength(synthetic_result(), "tiny")
+        for axes in columns(missing, 2)[1]:
+            assert axes.images[0].get_array().mask.any()
+            assert axes.images[0].get_cmap().get_bad()[3] == 0 and axes.patch.get_hatch() == "/////"
+        (words,) = [text.get_text() for text in missing.legends[0].get_texts()]
+        assert words == "the layer has no pair of this wavelength"
+        everywhere = bands_over_wavelength(measurement(RUN), "tiny")
+        assert not columns(everywhere, 2)[1, 0].images[0].get_array().mask.any() and not everywhere.legends
 
 
 def test_no_figure_touches_pyplot(results):

@@ -82,7 +82,8 @@ def overview(result: xr.DataTree, stream: str = "query") -> Figure:
             image = _draw_map(axes, values, name)
             axes.set_title(f"{VARIABLE_LABELS[name]}, {title}", fontsize=SMALL + 2)
         _entropy_bar(figure, image, row, name, mean[name])
-    _mark_nope_layers(figure, grid, result, missing=bool(mean["spectrum_fe"].isnull().all(head).any()))
+    words = "no head has a value: none has the pair, or its norm is always 0 or flat"
+    _explain_marks(figure, grid, result, words if mean["spectrum_fe"].isnull().all(head).any() else "")
     _label_overview(grid, result)
     return figure
 
@@ -104,7 +105,7 @@ def variable_map(result: xr.DataTree, variable: str, stream: str = "query") -> F
     Returns
     -------
     matplotlib.figure.Figure
-        Grey is a place without a value.
+        A place without a value is hatched.
 
     Raises
     ------
@@ -131,10 +132,11 @@ def variable_map(result: xr.DataTree, variable: str, stream: str = "query") -> F
     for axes, (title, shown) in zip(grid[0], maps.items(), strict=True):
         # On a logarithmic scale 0 is as dark as the least.
         content = shown.transpose(LAYER, PAIR).clip(min=norm.vmin if meaning.logarithmic else None).values
+        hatch_missing(axes)
         image = axes.imshow(content, cmap=map_colours(signed), norm=norm, **CELLS)
         axes.set_title(f"{meaning.label}, {title}", fontsize=SMALL + 2)
     colour_bar(figure, image, grid[0], meaning.axis_label)
-    _mark_nope_layers(figure, grid, result)
+    _explain_marks(figure, grid, result, "no head has a value" if values.isnull().all(head).any() else "")
     _label_overview(grid, result)
     return figure
 
@@ -170,7 +172,7 @@ def _entropy_bar(figure: Figure, image: AxesImage, row: np.ndarray, name: str, v
         bar.ax.axhline(height, color=REFERENCE, lw=1.2)
 
 
-def _mark_nope_layers(figure: Figure, grid: np.ndarray, result: xr.DataTree, missing: bool = False) -> None:
+def _explain_marks(figure: Figure, grid: np.ndarray, result: xr.DataTree, hatched: str) -> None:
     """Say beside the maps which layers do not rotate, and under them what the marks and the hatching mean."""
     rows = np.flatnonzero(~rotated_layers(result).values)
     style: dict[str, Any] = {
@@ -181,9 +183,8 @@ def _mark_nope_layers(figure: Figure, grid: np.ndarray, result: xr.DataTree, mis
         "label": "layer without rotation (NoPE)",
     }
     handles: list[Artist] = [Line2D([], [], **style)] if rows.size else []
-    if missing:
-        words = "no head has a value: none has the pair, or its norm is always 0 or flat"
-        handles.append(Patch(**HATCHED, label=words))
+    if hatched:
+        handles.append(Patch(**HATCHED, label=hatched))
     for axes in grid.flat if rows.size else ():
         axes.plot(np.full(rows.size, 1.015), rows, transform=axes.get_yaxis_transform(), clip_on=False, **style)
     if handles:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from ropescope.analysis.distributions import DEPTH, RESULT, STREAM, distributions
 from ropescope.analysis.places import OCTAVE, SELECTION, bands_over_octaves
@@ -16,11 +17,14 @@ from ropescope.analysis.places_in_words import octave_name
 from ropescope.base.axes import LAYER, STREAM_NAMES, STREAMS
 from ropescope.base.selections import BANDS, PAPER
 from ropescope.display.figures.style import (
+    CELLS,
     CURVE,
+    HATCHED,
     REFERENCE,
     SMALL,
     colour_bar,
     colours,
+    hatch_missing,
     layer_axis,
     map_colours,
     plain,
@@ -89,7 +93,7 @@ def bands_over_wavelength(result: xr.DataTree, name: str = "") -> Figure:
     Returns
     -------
     matplotlib.figure.Figure
-        Grey where a layer has no pairs in an octave.
+        Hatched where a layer has no pair of such wavelengths.
 
     References
     ----------
@@ -109,13 +113,17 @@ def bands_over_wavelength(result: xr.DataTree, name: str = "") -> Figure:
         top.set_title(f"bands among {STREAM_NAMES[stream]}", fontsize=SMALL + 3)
         plain(top)
         share = (bands / pairs.where(pairs > 0)).transpose(LAYER, OCTAVE).values
-        image = main.imshow(share, aspect="auto", origin="lower", cmap=map_colours(), vmin=0, vmax=1)
+        hatch_missing(main)
+        image = main.imshow(share, cmap=map_colours(), vmin=0, vmax=1, **CELLS)
         _octave_axis(main, data[OCTAVE].values)
         layer_axis(main, data[LAYER].values)
     grid[0, 0].set_ylabel("share of pairs,\nall layers", fontsize=SMALL + 1)
     grid[1, 0].set_ylabel("layer", fontsize=SMALL + 1)
     colour_bar(figure, image, grid[1], "share of pairs that are bands")
     figure.suptitle(name, fontsize=SMALL + 1, color=REFERENCE)
+    if not pairs.all():
+        hatched = Patch(**HATCHED, label="the layer has no pair of this wavelength")
+        figure.legend(handles=[hatched], loc="outside lower center", fontsize=SMALL, frameon=False)
     return figure
 
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 # Okabe and Ito's colours, told apart by every kind of colour vision.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 CURVE, SELECTED = COLOURS[0], COLOURS[1]
-REFERENCE, FAINT, MISSING = "#444444", "#BBBBBB", "#BFBFBF"
+REFERENCE, FAINT = "#444444", "#BBBBBB"
 SMALL = 8
 _TICKS = 5
 _MOST_ROWS = 12
@@ -41,6 +41,7 @@ _BRIGHTEST = 0.995
 # A map of cells, the first row at the bottom.
 CELLS: dict[str, Any] = {"aspect": "auto", "origin": "lower", "interpolation": "nearest"}
 HATCHED: dict[str, Any] = {"facecolor": "#E4E4E4", "hatch": "/////", "edgecolor": "#777777"}
+_NOTHING = (0, 0, 0, 0)
 # How far a colour that no threshold selects is mixed with white.
 _FADE = 0.45
 
@@ -51,8 +52,8 @@ def colours(count: int) -> list[str]:
 
 
 def map_colours(signed: bool = False) -> Colormap:
-    """Colours of a map, white at 0 where values have both signs, grey where there is no value."""
-    return colormaps["RdBu_r" if signed else "viridis"].with_extremes(bad=MISSING)
+    """Colours of a map, white at 0 where values have both signs, none where there is no value."""
+    return colormaps["RdBu_r" if signed else "viridis"].with_extremes(bad=_NOTHING)
 
 
 def selecting_colours(variable: str) -> Colormap:
@@ -63,7 +64,7 @@ def selecting_colours(variable: str) -> Colormap:
     pale = ~np.any([each.holds(values) for each in own], axis=0)
     colours_of = colormaps["viridis"](np.arange(256))
     colours_of[pale, :3] += _FADE * (1 - colours_of[pale, :3])
-    return ListedColormap(colours_of).with_extremes(bad=(0, 0, 0, 0))
+    return ListedColormap(colours_of).with_extremes(bad=_NOTHING)
 
 
 def hatch_missing(axes: Axes) -> None:
