@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
-from ropescope.base.axes import HEAD_AXIS, LAYER, PAIR, STREAMS
+from ropescope.base.axes import HEAD_AXIS, LAYER, PAIR, SEQUENCE, STREAMS
 from ropescope.base.pair_variables import PairVariable
 from ropescope.base.tables import Section, Table
 from ropescope.measurement.joining import further_variables
@@ -20,7 +20,7 @@ def further_sections(result: xr.DataTree, name: str = "") -> list[Section]:
     Parameters
     ----------
     result
-        A measurement with others joined to it.
+        A measurement with others joined to it, or one of those.
     name
         What to call the result in the titles; may be empty.
 
@@ -29,8 +29,15 @@ def further_sections(result: xr.DataTree, name: str = "") -> list[Section]:
     list of Section
         What the variable is, and its tenth, middle and ninetieth percentile in every layer.
     """
-    streams = {stream: stream_data(result, stream) for stream in STREAMS}
-    return [_section(variable, streams, name) for variable in further_variables(streams[STREAMS[0]])]
+    variables = further_variables(stream_data(result, STREAMS[0]))
+    names = [variable.name for variable in variables]
+    streams = {stream: _mean(stream_data(result, stream)[names]) for stream in STREAMS}
+    return [_section(variable, streams, name) for variable in variables]
+
+
+def _mean(data: xr.Dataset) -> xr.Dataset:
+    """Over sequences, where there are any."""
+    return data.mean(SEQUENCE) if SEQUENCE in data.dims else data
 
 
 def _section(variable: PairVariable, streams: dict[str, xr.Dataset], name: str) -> Section:

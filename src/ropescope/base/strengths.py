@@ -23,21 +23,25 @@ class Strength:
         What is done to pairs.
     meaning
         What it is, in words.
+    done
+        What pairs are then, to tell files apart.
     """
 
     name: str
     subject: str
     title: str
     meaning: str
+    done: str
 
 
 _OURS = {
-    WEIGHTING: Strength("alpha", "alpha", "Turning pairs down", "alpha, the weight of the selected pairs"),
+    WEIGHTING: Strength("alpha", "alpha", "Turning pairs down", "alpha, the weight of the selected pairs", "weighted"),
     DEROTATION: Strength(
         "rotation kept",
         "rotation at",
         "Taking rotation away",
         "the share of their rotation that the selected pairs keep",
+        "derotated",
     ),
 }
 
@@ -62,5 +66,5 @@ def strength_of(facts: Mapping[str, Any]) -> Strength:
     """
     intervention = str(facts.get("intervention", WEIGHTING))
     name = intervention.rsplit(".", 1)[-1]
-    other = Strength(f"alpha of {name}", f"{name} at", f"Changing pairs by {name}", f"the alpha of {intervention}")
-    return _OURS.get(intervention, other)
+    title, meaning = f"Changing pairs by {name}", f"the alpha of {intervention}"
+    return _OURS.get(intervention, Strength(f"alpha of {name}", f"{name} at", title, meaning, name))

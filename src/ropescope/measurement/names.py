@@ -90,7 +90,7 @@ def _labels(keys: Sequence[str], labels: Sequence[str]) -> dict[str, str]:
 
 def _changed(content: Any) -> str:
     facts = provenance(content)
-    return "" if is_weighting(facts) else strength_of(facts).name
+    return "" if is_weighting(facts) else strength_of(facts).done
 
 
 def _length(content: Any) -> str:

@@ -60,7 +60,7 @@ def test_a_report_tells_a_weighting_from_another_intervention(kind: str, tmp_pat
     text = rs.report(files, tmp_path / "page.html").read_text(encoding="utf-8")
     words = strength_of({"intervention": kind})
     assert "<h2>Turning pairs down: synthetic/tiny-irope</h2>" in text
-    assert f"<h2>{words.title}: synthetic/tiny-irope, {words.name}</h2>" in text
+    assert f"<h2>{words.title}: synthetic/tiny-irope, {words.done}</h2>" in text
     assert "Perplexity over alpha, the weight of the selected pairs;" in text
     assert f"Perplexity over {words.meaning};" in text
 

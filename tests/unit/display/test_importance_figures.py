@@ -149,13 +149,18 @@ def test_the_page_says_and_shows_what_importance_follows(result, worth, tmp_path
 
 
 @pytest.mark.slow
-def test_importance_joins_every_measurement_of_its_model_and_no_other(result, worth, tmp_path: Path):
+def test_importance_stands_beside_all_measurements_of_its_model_and_its_tables_once(result, worth, tmp_path: Path):
     other = result.copy()
     other.attrs["provenance"] = result.attrs["provenance"].replace("0" * 16, "1" * 16)
     page = rs.report({"a": result, "b": result, "w": worth}, tmp_path / "page.html").read_text(encoding="utf-8")
     assert page.count("<h2>Does Frequency Entropy foretell importance in ") == 2
+    assert page.count("<h2>Importance</h2>") == page.count("<h2>Rotation importance</h2>") == 1
+    assert page.count('alt="Importance against SpectrumFE') == 2 and page.count('alt="Map of the importance of') == 2
     page = rs.report({"a": result, "c": other, "w": worth}, tmp_path / "two.html").read_text(encoding="utf-8")
     assert page.count("<h2>Does Frequency Entropy foretell importance in a?") == 1
+    page = rs.report({"a": result, "w": worth, "v": worth}, tmp_path / "more.html").read_text(encoding="utf-8")
+    assert all(page.count(f"<h2>Does Frequency Entropy foretell importance in {name}?</h2>") == 1 for name in "vw")
+    assert page.count("<h2>Importance in v</h2>") == page.count("<h2>Importance in w</h2>") == 1
     with pytest.raises(InputError, match="got 'w', the importance of a model of which there is no measurement"):
         rs.report({"c": other, "w": worth}, tmp_path / "none.html")
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ropescope.analysis.importance_in_words import importance_foretold
+from ropescope.analysis.joined_variables import further_sections
 from ropescope.base.axes import STREAM_NAMES, STREAMS
 from ropescope.base.errors import InputError
 from ropescope.base.tables import Section
@@ -52,36 +53,38 @@ class Illustrated(Section):
     pictures: tuple[Picture, ...] = ()
 
 
-def worth_joined(
-    results: Mapping[str, xr.DataTree], importances: Mapping[str, xr.DataTree]
-) -> tuple[dict[str, xr.DataTree], list[Section]]:
-    """Measurements with the importance of their models joined, and what it says beside each.
+def worth_sections(results: Mapping[str, xr.DataTree], importances: Mapping[str, xr.DataTree]) -> list[Section]:
+    """What importance says beside each measurement of its model, then its variables, once, whatever it stands beside.
 
     Raises
     ------
     InputError
-        If an importance is of none of the models, or of the pairs that another one is of.
+        If an importance is of none of the models.
     """
-    together, sections = dict(results), list[Section]()
+    foretold, further = list[Section](), list[Section]()
     for label, importance in importances.items():
-        names = [name for name, result in results.items() if of_one_model(result, importance)]
-        if not names:
+        beside = {name: result for name, result in results.items() if of_one_model(result, importance)}
+        if not beside:
             raise InputError(f"report got {label!r}, the importance of a model of which there is no measurement")
-        for name in names:
-            together[name] = joined(together[name], importance)
-            sections.append(_foretold(results[name], importance, name if len(results) > 1 else ""))
-    return together, sections
+        alike = [other for other in importances.values() if of_one_model(importance, other)]
+        for place, (name, result) in enumerate(beside.items()):
+            parts = (name if len(results) > 1 else "", label if len(alike) > 1 else "")
+            section = importance_foretold(result, importance, ", ".join(filter(None, parts)))
+            pictures = (_scatter(result, importance), *(_maps(result, importance) if place == 0 else ()))
+            foretold.append(Illustrated(section.title, section.paragraphs, section.tables, pictures))
+        further += further_sections(importance, label if len(importances) > 1 else "")
+    return [*foretold, *further]
 
 
-def _foretold(result: xr.DataTree, importance: xr.DataTree, name: str) -> Illustrated:
-    section, both = importance_foretold(result, importance, name), joined(result, importance)
-    pictures = [
-        _picture(importance_scatter(result, importance), "Importance against SpectrumFE, and its cumulative share")
-    ]
+def _scatter(result: xr.DataTree, importance: xr.DataTree) -> Picture:
+    return _picture(importance_scatter(result, importance), "Importance against SpectrumFE, and its cumulative share")
+
+
+def _maps(result: xr.DataTree, importance: xr.DataTree) -> Iterator[Picture]:
+    both = joined(result, importance)
     for stream in STREAMS:
         text = f"Map of the importance of {STREAM_NAMES[stream]} over layers and pairs"
-        pictures.append(_picture(variable_map(both, "fisher", stream), text))
-    return Illustrated(section.title, section.paragraphs, section.tables, tuple(pictures))
+        yield _picture(variable_map(both, "fisher", stream), text)
 
 
 def _picture(figure: Figure, text: str) -> Picture:

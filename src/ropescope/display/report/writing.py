@@ -18,7 +18,7 @@ from ropescope.base.files import check_target, named, written_whole
 from ropescope.base.tables import Section
 from ropescope.display.comparison import against_first
 from ropescope.display.report import render
-from ropescope.display.report.illustrations import worth_joined
+from ropescope.display.report.illustrations import worth_sections
 from ropescope.evaluation.claims.behaviour_dataset import BEHAVIOUR
 from ropescope.evaluation.claims.judging import claims_by_model
 from ropescope.evaluation.frontier.dataset import FRONTIER
@@ -87,10 +87,10 @@ def report(
     sweeps, tasks, frontiers = (calls(schema.name, text=True) for schema in (SWEEP, TASKS, FRONTIER))
     if not results:
         raise InputError("report got no measurement; name at least one file of 'ropescope measure'")
-    together, worth = worth_joined(results, importances)
     sections = [tasks_section(data, name) for name, data in tasks.items()]
     sections += [thin_section(data, name) for name, data in frontiers.items()]
-    further = [section for name, result in together.items() for section in further_sections(result, name)]
+    worth = worth_sections(results, importances)
+    further = [section for name, result in results.items() for section in further_sections(result, name)]
     compared = against_first(results, pair_by_pair(results))
     others = {f"{key}, a file": each for key, each in loaded.items() if _kind(each) not in (SCHEMA, FRONTIER.name)}
     verdicts = {
