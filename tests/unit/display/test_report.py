@@ -286,6 +286,10 @@ def test_sections_and_claims_go_by_model_and_text_or_by_the_labels_given(tmp_pat
     assert "<h2>Turning pairs down: synthetic/tiny-irope</h2>" in text and "down: q<" not in text
     text = rs.report(files, tmp_path / "named.html", labels=["Tiny", "Tiny"]).read_text(encoding="utf-8")
     assert "<h2>Turning pairs down: Tiny</h2>" in text and "<h1>Tiny</h1>" in text and "claims on Tiny, " in text
+    rs.save(measurement(RUN, corpus="c4"), tmp_path / "c.nc")
+    labels = ["WikiText", "C4", "Tiny"]
+    text = rs.report([files[0], tmp_path / "c.nc", files[1]], tmp_path / "both.html", labels=labels).read_text("utf-8")
+    assert "claims on synthetic/tiny-irope, " in text and "claims on WikiText" not in text
     with pytest.raises(InputError, match="got 1 labels for 2 files"):
         rs.report(files, tmp_path / "other.html", labels=["Tiny"])
 
@@ -299,6 +303,6 @@ def test_claims_stand_on_top_in_a_paragraph_and_below_with_their_numbers(tmp_pat
     assert f'<p class="lead verdict">{verdicts.summary()}</p>' in top
     section = rest[rest.index("What is claimed, and what this model says") :]
     assert verdicts["few-pairs-choose-tokens"].tests[0].what in html.unescape(section)
-    assert all(claim.source.url in section for claim, _ in verdicts.findings) and 'class="scroll words"' in section
+    assert all(claim.source.url in section for claim, _ in verdicts.findings) and 'class="scroll words fold"' in section
     with pytest.raises(InputError, match="report got 'none', which is no measurement, importance, sweep"):
         rs.report({"one": contents["one"], "none": xr.Dataset()}, tmp_path / "other.html")

@@ -20,6 +20,7 @@ from ropescope.display.comparison import against_first
 from ropescope.display.report import render
 from ropescope.display.report.illustrations import worth_sections
 from ropescope.evaluation.claims.behaviour_dataset import BEHAVIOUR
+from ropescope.evaluation.claims.evidence import same_weights
 from ropescope.evaluation.claims.judging import claims_by_model
 from ropescope.evaluation.frontier.dataset import FRONTIER
 from ropescope.evaluation.frontier.in_words import section as thin_section
@@ -94,7 +95,7 @@ def report(
     compared = against_first(results, pair_by_pair(results))
     others = {f"{key}, a file": each for key, each in loaded.items() if _kind(each) not in (SCHEMA, FRONTIER.name)}
     verdicts = {
-        name: replace(found, model=model_name(results[name]) or found.model)
+        name: replace(found, model=_model(name, results) or found.model)
         for name, found in claims_by_model(results | others).items()
     }
     claimed = [found.section(name if len(verdicts) > 1 else "") for name, found in verdicts.items()]
@@ -107,6 +108,12 @@ def report(
     with written_whole(target) as unfinished:
         unfinished.write_text(page, encoding="utf-8")
     return target
+
+
+def _model(name: str, results: Mapping[str, xr.DataTree]) -> str:
+    """What its model is called; labels of several measurements of one model are none of the model."""
+    alike = [result for result in results.values() if same_weights(results[name], result)]
+    return model_name(results[name]) if len(alike) == 1 else ""
 
 
 def _kind(content: Any) -> Any:
