@@ -42,7 +42,7 @@ _PICTURES = {
 # Tables of more rows, such as one for each layer, stay in the files.
 _ROWS = 12
 # From where on a change of perplexity reads better as a factor.
-_MANY_TIMES = 10.0
+_MANY_TIMES = 5.0
 # Of figure 3 and table 1.
 _IN_THE_PAPER = {
     "bands": "rises in all four",
