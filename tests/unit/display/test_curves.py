@@ -59,6 +59,13 @@ def test_controls_are_markers_where_they_were_judged_and_no_lines_between():
     np.testing.assert_allclose(random.lines[2][0].get_segments(), [[[0, 22], [0, 24]]])
 
 
+def test_a_flat_curve_does_not_look_steep():
+    flat = a_sweep(harm=1e-4)
+    flat["perplexity"][:, 1:] = 20.0
+    low, high = sweep_curves({"small": flat}).axes[0].get_ylim()
+    assert high / low == pytest.approx(1.05) and low < 20 < high
+
+
 def test_a_selection_without_pairs_is_an_empty_panel():
     data = a_sweep()
     data["selected_pairs"].loc[{"selection": "periodic"}] = 0

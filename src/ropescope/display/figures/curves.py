@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,9 @@ from ropescope.display.figures.style import colours, draw_nothing
 from ropescope.evaluation.sweep.changes import mean_perplexity
 from ropescope.evaluation.sweep.dataset import ALPHA, ARM, LOWEST, RANDOM, SELECTION, STREAM, SWEEP
 
+# A flat curve must not look like a steep one: so much from the lowest to the highest is always shown.
+_LEAST_SPAN = 1.05
+
 if TYPE_CHECKING:
     import xarray as xr
     from matplotlib.axes import Axes
@@ -22,10 +26,10 @@ if TYPE_CHECKING:
 def sweep_curves(sweeps: Mapping[str, xr.Dataset]) -> Figure:
     """Draw perplexity over alpha: a panel for each selection, a line for each model, its controls behind.
 
-    The panels have scales of their own, logarithmic where one spans more than a factor of five. Controls are markers at
-    the strengths they were judged at: squares are the mean loss of the random ones, their bars reach from the lowest
-    to the highest, triangles are the controls of lowest norm or importance. A selection without pairs is an
-    empty panel.
+    The panels have scales of their own, logarithmic where one spans more than a factor of five, and none spans less
+    than five per cent. Controls are markers at the strengths they were judged at: squares are the mean loss of the
+    random ones, their bars reach from the lowest to the highest, triangles are the controls of lowest norm or
+    importance. A selection without pairs is an empty panel.
 
     Parameters
     ----------
@@ -73,8 +77,12 @@ def sweep_curves(sweeps: Mapping[str, xr.Dataset]) -> Figure:
                 _draw(axes, data, label, colour)
         axes.set_xlabel(strength)
         values = np.concatenate([data["perplexity"].sel({SELECTION: name}).values.ravel() for data in sweeps.values()])
-        if np.nanmax(values) > 5 * np.nanmin(values):
+        low, high = float(np.nanmin(values)), float(np.nanmax(values))
+        if high > 5 * low:
             axes.set_yscale("log")
+        elif high < _LEAST_SPAN * low:
+            middle = math.sqrt(low * high)
+            axes.set_ylim(middle / math.sqrt(_LEAST_SPAN), middle * math.sqrt(_LEAST_SPAN))
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("perplexity")
     shown = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
@@ -89,7 +97,8 @@ def _draw(axes: Axes, data: xr.Dataset, label: str, colour: str) -> None:
     asked = random.sel({ALPHA: random[ALPHA] < 1}).dropna(ALPHA, how="all")
     if asked.size:
         mean = mean_perplexity(asked)
-        bars = (mean - asked.min(ARM), asked.max(ARM) - mean)
+        # of draws that agree the mean may be above or below all by a rounding
+        bars = ((mean - asked.min(ARM)).clip(0), (asked.max(ARM) - mean).clip(0))
         axes.errorbar(asked[ALPHA], mean, bars, color=colour, fmt="s", ms=4, capsize=3, label=f"{label}, random pairs")
     for arm, marker in zip(LOWEST, ("v", "^"), strict=True):
         if arm in arms:
