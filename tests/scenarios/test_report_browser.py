@@ -530,6 +530,12 @@ def test_sweeps_are_drawn_without_being_scrolled_to_and_controls_are_marks(read,
       const { model } = [...Bokeh.index.roots].find((root) => document.getElementById("sweep-0-0").contains(root.el));
       return model.renderers.map((one) => [one.glyph.type, one.data_source.data.x?.length ?? 0]);
     }""")
+    shown = reader.page.evaluate("""() => {
+      const { model } = [...Bokeh.index.roots].find((root) => document.getElementById("sweep-0-0").contains(root.el));
+      const [axis] = model.left;
+      return axis.formatter.doFormat([30, 35], { loc: 0 });
+    }""")
+    assert shown == ["30", "35"]
     # three strengths of the selection as a line and its marks; controls at the two below 1
     assert [length for kind, length in glyphs if kind == "Line"] == [3]
     assert sorted(length for kind, length in glyphs if kind == "Scatter") == [2, 2, 3]

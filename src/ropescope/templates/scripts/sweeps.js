@@ -31,6 +31,8 @@ function drawSweep(id) {
     yLabel: "perplexity",
     min_border_left: 56,
   });
+  // Bokeh's own for logarithms rounds 30 and 35 to powers of ten where they are the only ticks.
+  figure.left[0].formatter = new Bokeh.BasicTickFormatter();
   addControls(figure, data);
   const { x, y } = points(data, "selected");
   paint(figure.line(x, y, { line_width: 1.8 }).glyph, { line_color: "band" });
