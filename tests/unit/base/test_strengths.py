@@ -68,9 +68,10 @@ def test_a_report_tells_a_weighting_from_another_intervention(kind: str, tmp_pat
 @pytest.mark.parametrize("kind", [DEROTATION, TURNED])
 def test_claims_on_turning_pairs_down_are_not_judged_by_another_intervention(kind: str) -> None:
     right = [1.0] * 1500 + [0.0] * 500
+    # Both would refute the claims, and stand first.
     given = {
-        "swept": sweep("bands", 1.0, 0.1, intervention=kind),
-        "scored": tasks(right, right, intervention=kind),
+        "swept": sweep("bands", 0.0, 0.1, intervention=kind),
+        "scored": tasks(right, [0.0] * 500 + right[500:], intervention=kind),
     }
     verdicts = rs.claims(given, only=["bands-are-essential", "tasks-are-unchanged"])
     assert [found.verdict for _, found in verdicts.findings] == ["cannot be said"] * 2
